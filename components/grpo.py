@@ -1,0 +1,35 @@
+"""Stage 5, grpo: one more adapter on the routed model, shown how to reason and then rewarded for form, right answers and masks.
+
+Leaves out MedVLM-R1's pull toward a reference model unless kl_weight asks for it; experts, routers and mask decoder stay frozen.
+"""
+
+from unimed import step
+from unimed.config import Grpo
+from unimed.data import samples
+from unimed.model import adapters, artifacts, assemble
+from unimed.rl import trainer
+from unimed.step import Input, Output
+from unimed.train import loop
+
+
+def run(
+    reasoning: Input, grounding: Input, shards: Input, foundation: Input, aligned: Input, vqa_expert: Input, grounding_expert: Input,
+    router: Input, reasoner: Output, seed: int, grpo: Grpo,
+) -> None:  # fmt: skip
+    """Train the reasoner on problems with options and, so that pointing is kept, on prompts for masks."""
+    made = assemble.trained_router(foundation, aligned, {"vqa": vqa_expert, "grounding": grounding_expert}, router)
+    language = made.model.model.language_model
+    names = adapters.add(language, "reasoner", grpo.rank, grpo.scaling, assemble.EXPERT_TARGETS)
+    loop.train_only(made.model, [f"model.language_model.{name}" for name in names])
+    problems = samples.read(reasoning, shards, split="train", seed=seed)
+    prompts = samples.read(grounding, shards, split="train", seed=seed)
+    shown = trainer.cold_start(made.model, made.processor, problems, prompts, grpo, seed)
+    rewarded = trainer.reinforce(made.model, made.processor, problems, prompts, grpo, seed)
+    adapters.write(reasoner, adapters.taken(language, "reasoner"))
+    parents = {"foundation": foundation, "aligned": aligned, "vqa": vqa_expert, "grounding": grounding_expert, "router": router}
+    history = [{"phase": phase, **entry} for phase, entries in (("cold_start", shown), ("grpo", rewarded)) for entry in entries]
+    artifacts.seal(reasoner, parents, history=history)
+
+
+if __name__ == "__main__":
+    step.main(run, registers="unimed-reasoner")

@@ -1,0 +1,15 @@
+"""A download in the layout of SA-Med2D-20M and MeCoVQA becomes image shards and tables, split by case; what is faulty is set aside."""
+
+from unimed import step
+from unimed.config import Ingest
+from unimed.data.ingest import write
+from unimed.step import Input, Output
+
+
+def run(raw: Input, shards: Output, tables: Output, seed: int, ingest: Ingest) -> None:
+    """Pack the images that annotations of `raw` name into `shards` and everything said about them into `tables`."""
+    write(raw, shards, tables, seed=seed, ingest=ingest)
+
+
+if __name__ == "__main__":
+    step.main(run)

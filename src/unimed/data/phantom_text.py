@@ -1,0 +1,91 @@
+"""What can be said and asked about a phantom: captions, questions with answers, targets to point at, and reasoning items.
+
+Every closed question is as often answered one way as the other, given its words, so that nothing is gained by not looking.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from unimed.data.phantoms import CLASSES, LESION, MODALITIES, ORGANS, SIDES, Scene
+
+Record = dict[str, Any]
+QUALITIES = {True: "calcified", False: "smooth"}
+
+
+def article(modality: str) -> str:
+    """The modality with its indefinite article."""
+    return f"an {modality}" if modality in ("MR", "ultrasound") else f"a {modality}"
+
+
+def place(scene: Scene, name: str) -> str:
+    """Where a class lies, as words that follow a noun."""
+    side = scene.side_of(name)
+    return f"on the {side}" if side else "on both sides"
+
+
+def caption(scene: Scene) -> str:
+    """One sentence on the modality and one phrase per class present."""
+    present = [name for name in CLASSES if scene.named(name)]
+    phrases = [f"{described(scene, name)} {place(scene, name)}" for name in present]
+    return f"{article(scene.modality).capitalize()} slice. It shows {listed(phrases) if phrases else 'no structure'}."
+
+
+def described(scene: Scene, name: str) -> str:
+    """The class with its article; a nodule also with its quality."""
+    return f"the {QUALITIES[scene.calcified]} {name}" if name == LESION else f"the {name}"
+
+
+def listed(phrases: list[str]) -> str:
+    """Phrases joined as a list in a sentence."""
+    return phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
+
+
+def closed_questions(scene: Scene, rng: np.random.Generator) -> Iterator[tuple[str, str, str]]:
+    """Question type, question and answer of every closed question drawn for a scene."""
+    present = [name for name in ORGANS if scene.named(name)]
+    absent = [name for name in ORGANS if not scene.named(name)]
+    for names, answer in ((present, "Yes"), (absent, "No")):
+        if names:
+            yield "presence", f"Is there a {rng.choice(names)} in this image?", answer
+    asked = scene.modality if rng.random() < 0.5 else str(rng.choice([name for name in MODALITIES.values() if name != scene.modality]))
+    yield "modality", f"Is this {article(asked)} image?", "Yes" if asked == scene.modality else "No"
+    if sided := [name for name in CLASSES if scene.side_of(name)]:
+        name = str(rng.choice(sided))
+        yield "side", f"Is the {name} on the left or on the right?", str(scene.side_of(name)).capitalize()
+    if scene.named(LESION):
+        yield "detail", "Is the nodule calcified?", "Yes" if scene.calcified else "No"
+
+
+def reasoning_items(scene: Scene, rng: np.random.Generator) -> Iterator[Record]:
+    """Multiple-choice items that need two facts: the nodule's side with its quality, or with an organ's side."""
+    side = scene.side_of(LESION)
+    if side is None:
+        return
+    first = f"The nodule is on the {side}."
+    options = [f"{s} and {quality}" for s in SIDES for quality in QUALITIES.values()]
+    quality = QUALITIES[scene.calcified]
+    yield _item(rng, "attributes", "Which words describe the nodule?", options, f"{side} and {quality}", f"{first} It is {quality}.")
+    beside = [name for name in ORGANS if scene.side_of(name) == side]
+    elsewhere = [name for name in ORGANS if scene.side_of(name) not in (side, None)] + [name for name in ORGANS if not scene.named(name)]
+    if beside and len(elsewhere) >= 3:
+        answer = str(rng.choice(beside))
+        others = [str(name) for name in rng.permutation(elsewhere)[:3]]
+        question = "Which structure is on the same side as the nodule?"
+        yield _item(rng, "same_side", question, [answer, *others], answer, f"{first} The {answer} is on the {side}.")
+
+
+def _item(rng: np.random.Generator, kind: str, question: str, options: list[str], answer: str, rationale: str) -> Record:
+    order = [str(option) for option in rng.permutation(options)]
+    letters = "ABCD"[: len(order)]
+    lettered = "\n".join(f"{letter}) {option}" for letter, option in zip(letters, order, strict=True))
+    return {
+        "question": question,
+        "options": order,
+        "answer": answer,
+        "problem": f"{question}\n{lettered}",
+        "solution": letters[order.index(answer)],
+        "rationale": rationale,
+        "question_type": kind,
+    }

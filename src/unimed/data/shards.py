@@ -1,0 +1,83 @@
+"""Image bytes in plain WebDataset tar shards: written in order, read one member at a time by offset, without an index."""
+
+import io
+import os
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from unimed.data import paths
+from unimed.errors import InputError
+
+
+class Packable(Protocol):
+    """What a shard takes: a name unique in all shards, and bytes."""
+
+    @property
+    def sample_id(self) -> str:
+        """Name of the member, without its ending."""
+        ...
+
+    @property
+    def content(self) -> bytes:
+        """Bytes of the member, kept as they are."""
+        ...
+
+
+Item = TypeVar("Item", bound=Packable)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one image's bytes lie: file name of the shard, and offset and size in bytes."""
+
+    shard: str
+    offset: int
+    size: int
+
+
+def write(folder: Path, items: Iterable[Item], shard_bytes: int) -> Iterator[tuple[Item, Place]]:
+    """Write items into shards of about `shard_bytes` and give each back with its place; the same items give the same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    items = iter(items)
+    pending, number = next(items, None), 0
+    while pending is not None:
+        name = f"shard-{number:06d}.tar"
+        with tarfile.open(folder / name, "w", format=tarfile.GNU_FORMAT) as shard:
+            while pending is not None and (shard.offset == 0 or shard.offset + len(pending.content) <= shard_bytes):
+                yield pending, _add(shard, name, pending)
+                pending = next(items, None)
+        number += 1
+
+
+def _add(shard: tarfile.TarFile, name: str, item: Packable) -> Place:
+    member = tarfile.TarInfo(item.sample_id + ending(item.content))
+    member.size = len(item.content)
+    header = member.tobuf(tarfile.GNU_FORMAT, shard.encoding, shard.errors)
+    place = Place(shard=name, offset=shard.offset + len(header), size=len(item.content))
+    shard.addfile(member, io.BytesIO(item.content))
+    return place
+
+
+def ending(content: bytes) -> str:
+    """The file name ending that fits an image's bytes."""
+    return ".jpg" if content.startswith(b"\xff\xd8") else ".png"
+
+
+def read(root: Path, place: Place) -> bytes:
+    """The bytes at a place. Raises InputError when the shard is missing, outside `root`, or ends too early."""
+    try:
+        handle = os.open(paths.inside(root, place.shard), os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"{place.shard}: expected a shard in {root}, found {error.strerror}") from error
+    try:
+        content = os.pread(handle, place.size, place.offset)
+    except (OSError, ValueError, OverflowError) as error:
+        raise InputError(f"{place.shard}: expected {place.size} bytes at {place.offset}, found {error}") from error
+    finally:
+        os.close(handle)
+    if len(content) != place.size:
+        raise InputError(f"{place.shard}: expected {place.size} bytes at {place.offset}, found {len(content)}")
+    return content

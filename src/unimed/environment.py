@@ -1,0 +1,33 @@
+"""What every program of the project sets before it imports anything heavy: no telemetry, no downloads, quiet libraries."""
+
+import logging
+import os
+
+DEFAULTS = {
+    "DO_NOT_TRACK": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "GX_ANALYTICS_ENABLED": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "MLFLOW_CONFIGURE_LOGGING": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Environment variables that libraries read when they are imported; a value that the user has set wins."""
+
+CHATTY = ("alembic", "mlflow", "httpx", "great_expectations", "accelerate", "DeepSpeed", "filelock", "datasets")
+"""Loggers whose news is not ours; their warnings still show."""
+
+
+def settle() -> None:
+    """Set the defaults above where the user has set nothing."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+def start_logging() -> None:
+    """One line per event on standard error: time, level, who, what."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", datefmt="%H:%M:%S", force=True)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)

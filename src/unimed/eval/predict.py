@@ -1,0 +1,80 @@
+"""A model's answers to samples: the words it writes and, for every `<SEG>` among them, a mask at the image's own size."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unimed.data import masks
+from unimed.data.samples import Sample
+from unimed.model.assemble import Assembled
+from unimed.model.processor import SEG, Message, Picture
+from unimed.train.batch import blanked, labelled, messages, picture
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said about one sample; `rles` holds one COCO RLE per `<SEG>`, in order."""
+
+    text: str
+    rles: tuple[str, ...]
+
+
+def question(sample: Sample) -> list[Message]:
+    """A sample as a conversation that waits for its last answer."""
+    return messages(sample)[:-1]
+
+
+def answers(
+    made: Assembled,
+    samples: Sequence[Sample],
+    max_new_tokens: int,
+    batch_size: int,
+    ask: Callable[[Sample], list[Message]] = question,
+    blank: bool = False,
+) -> Iterator[Answer]:
+    """Greedy answers, in the samples' order; with `blank` every image is black."""
+    for start in range(0, len(samples), batch_size):
+        part = samples[start : start + batch_size]
+        conversations, pictures = [ask(sample) for sample in part], [picture(sample) for sample in part]
+        yield from answer(made, conversations, pictures, max_new_tokens, blank)
+
+
+@torch.no_grad()
+def answer(
+    made: Assembled, conversations: Sequence[list[Message]], pictures: Sequence[Picture], max_new_tokens: int, blank: bool = False
+) -> list[Answer]:
+    """Greedy answers to conversations that wait for one, one picture each."""
+    processor, model = made.processor, made.model.eval()
+    texts = [processor.apply_chat_template(said, add_generation_prompt=True) for said in conversations]
+    batch = dict(processor(images=list(pictures), text=texts, padding=True, return_tensors="pt"))
+    sizes = batch.pop("image_sizes")
+    batch = {name: value.to(model.device) for name, value in (blanked(batch) if blank else batch).items()}
+    tokenizer = processor.tokenizer
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    written = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, **ends)
+    said = [_until_end(tokenizer.decode(row), tokenizer.eos_token) for row in written[:, batch["input_ids"].shape[1] :]]
+    drawn = _masks(made, conversations, said, batch["pixel_values"], sizes)
+    return [Answer(text, tuple(masks.encode(mask) for mask in found)) for text, found in zip(said, drawn, strict=True)]
+
+
+def _until_end(text: str, end: str) -> str:
+    return text.split(end)[0]
+
+
+def _masks(
+    made: Assembled, conversations: Sequence[list[Message]], said: Sequence[str], pixels: Tensor, sizes: Tensor
+) -> list[list[masks.Pixels]]:
+    """For every answer the masks of its `<SEG>` tokens, from one pass over questions and answers."""
+    rows = [row for row, text in enumerate(said) if SEG in text]
+    found: list[list[masks.Pixels]] = [[] for _ in said]
+    if rows:
+        complete = [[*conversations[row], {"role": "assistant", "content": said[row]}] for row in rows]
+        batch = labelled(made.processor, complete)
+        tokens = {name: batch[name].to(pixels.device) for name in ("input_ids", "attention_mask")}
+        logits = made.model(**tokens, pixel_values=pixels[rows], segment=True, logits_to_keep=1).mask_logits.cpu()
+        owner = [row for row in rows for _ in range(said[row].count(SEG))]
+        for row, mask in zip(owner, made.processor.masks(logits, sizes[owner]), strict=True):
+            found[row].append(mask)
+    return found

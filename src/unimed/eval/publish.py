@@ -1,0 +1,57 @@
+"""What an evaluation leaves behind: the ladder, the predictions, and one page for people."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+
+from unimed.data.tables import Tables
+from unimed.eval import ladder, report
+from unimed.eval.examination import Examination
+from unimed.eval.rows import Scores, rungs
+
+TRUSTED = 200
+"""Items per task below which scores say little."""
+
+
+def write(folder: Path, examination: Examination) -> str:
+    """Write ladder.json, predictions.parquet and report.html; returns the ladder as text."""
+    folder.mkdir(parents=True)
+    predictions = examination.examine()
+    scores = Scores(predictions, examination.seed, examination.settings.bootstrap_samples)
+    rows = [*examination.caption_rows(), *rungs(scores)]
+    ladder.write(folder / "ladder.json", rows)
+    predictions.to_parquet(folder / "predictions.parquet", index=False)
+    samples = Tables.read(examination.folders.data["vqa"]).samples
+    report.write(folder, rows, predictions, _images(examination), examination.curves(), examination.router_use, notes(samples, predictions))
+    return ladder.table(rows)
+
+
+def _images(examination: Examination) -> Any:
+    """A function from a sample's id to its image."""
+    held_out = {sample.sample_id: sample for task in examination.folders.data for sample in examination.held_out(task)}
+
+    def image(sample_id: str) -> Image.Image:
+        return held_out[sample_id].load_image()
+
+    return image
+
+
+def notes(samples: pd.DataFrame, predictions: pd.DataFrame) -> dict[str, Any]:
+    """What the page says about the data: where it comes from, under which licences, and whether its scores mean anything."""
+    datasets = sorted(set(samples["dataset"]))
+    phantoms = all(name.startswith("Phantom") for name in datasets)
+    licences = samples.groupby("dataset")["licence"].first().to_dict()
+    split = samples.groupby("split")["sample_id"].count().to_dict()
+    found: dict[str, Any] = {
+        "data": {"source": "synthetic phantoms" if phantoms else ", ".join(datasets), **{f"images, {name}": int(n) for name, n in split.items()}},
+        "licences": licences,
+    }
+    fewest = int(predictions.groupby(["stage", "task", "variant"]).size().min()) if len(predictions) else 0
+    if not phantoms:
+        found["warning"] = "The numbers on this page mean nothing: the frozen towers have seen synthetic phantoms only, and these are other images."
+    elif fewest < TRUSTED:
+        found["warning"] = f"The numbers on this page say little: the smallest task has {fewest} items, {TRUSTED} are needed."
+    return found

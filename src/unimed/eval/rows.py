@@ -1,0 +1,116 @@
+"""The ladder from predictions: what each stage is worth, each number beside the one it has to beat."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from unimed.eval import answers, bootstrap
+from unimed.eval.ladder import Row, measured
+from unimed.model.processor import SEG
+
+Frame = pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All predictions of an evaluation, to be cut and averaged; intervals resample patients."""
+
+    table: Frame
+    seed: int
+    samples: int
+
+    def of(self, stage: str, task: str, variant: str = "", kinds: tuple[str, ...] = ()) -> Frame:
+        """The predictions of a stage on a task, of some question types or all."""
+        rows = self.table
+        rows = rows[(rows["stage"] == stage) & (rows["task"] == task) & (rows["variant"] == variant)]
+        return rows[rows["question_type"].isin(kinds)] if kinds else rows
+
+    def closed(self, stage: str, variant: str = "", kinds: tuple[str, ...] = ()) -> Frame:
+        """The closed questions among a stage's VQA predictions."""
+        rows = self.of(stage, "vqa", variant, kinds)
+        return rows[rows["answer_type"] == "CLOSED"]
+
+    def targets(self, stage: str, variant: str = "", present: bool = True) -> Frame:
+        """Prompts for masks whose target is present, or those whose target is absent."""
+        rows = self.of(stage, "grounding", variant)
+        return rows[(rows["truth_rle"] != "[]") == present]
+
+    def row(
+        self, stage: str, metric: str, rows: Frame, baseline: Frame | None = None, value: Callable[[Frame], pd.Series] | None = None
+    ) -> Row:
+        """One row of the ladder; the baseline's mean stands beside it."""
+        values = (value(rows) if value else rows["score"]).astype(float)
+        found = bootstrap.interval(values.to_numpy(), rows["case"].tolist(), self.seed, self.samples)
+        beside = float((value(baseline) if value else baseline["score"]).mean()) if baseline is not None and len(baseline) else None
+        return measured(stage, metric, found, beside)
+
+    def kept(self, stage: str, metric: str, rows: Frame, reference: Frame) -> Row:
+        """The share of a reference's score that is kept on the same items."""
+        pairs = rows.merge(reference[["conversation_id", "score"]], on="conversation_id", suffixes=("", "_reference"))
+        found = bootstrap.ratio_interval(pairs["score"].to_numpy(), pairs["score_reference"].to_numpy(), pairs["case"].tolist(), self.seed, self.samples)
+        return measured(stage, metric, found, 1.0)
+
+
+def points(rows: Frame) -> pd.Series:
+    """1 where the answer holds a `<SEG>`."""
+    return rows["prediction"].str.contains(SEG, regex=False)
+
+
+def well_formed(rows: Frame) -> pd.Series:
+    """1 where the answer is a thought followed by an answer and nothing else."""
+    return rows["prediction"].map(lambda text: answers.split_thought(text).well_formed)
+
+
+def rungs(scores: Scores) -> list[Row]:
+    """Every row after stage 1, in the order of the stages."""
+    return [*_vqa(scores), *_grounding(scores), *_router(scores), *_reasoning(scores)]
+
+
+def _vqa(s: Scores) -> list[Row]:
+    stage, blind = "vqa_expert", s.closed("vqa_expert", "blind")
+    rows = [
+        s.row(stage, "closed accuracy (baseline: image blanked)", s.closed(stage), blind),
+        s.row(stage, "closed accuracy by answer vocabulary (no image)", s.closed(stage, "vocabulary")),
+        s.row(stage, "fine-detail accuracy (baseline: gates at 0, trained alike)", s.closed(stage, kinds=("detail",)), s.closed("without_detail", kinds=("detail",))),
+        s.row(stage, "region accuracy (baseline: image blanked)", s.of(stage, "vqa", kinds=("region",)), s.of(stage, "vqa", "blind", ("region",))),
+    ]  # fmt: skip
+    kinds = sorted(set(s.closed(stage)["question_type"]))
+    return rows + [s.row(stage, f"closed accuracy: {kind}", s.closed(stage, kinds=(kind,)), blind[blind["question_type"] == kind]) for kind in kinds]
+
+
+def _grounding(s: Scores) -> list[Row]:
+    stage = "grounding_expert"
+    return [
+        s.row(stage, "mDice (baseline: image blanked)", s.targets(stage), s.targets(stage, "blind")),
+        s.row(stage, "SEG emitted where a target is present", s.targets(stage), value=points),
+        s.row(stage, "SEG emitted on questions", s.closed(stage), value=points),
+        s.row(stage, "absent target refused (baseline: image blanked)", s.targets(stage, present=False), s.targets(stage, "blind", False)),
+    ]
+
+
+def _router(s: Scores) -> list[Row]:
+    stage, vqa, dice = "moe_router", s.closed("vqa_expert"), s.targets("grounding_expert")
+    rows = [
+        s.row(stage, "closed accuracy (baseline: vqa expert)", s.closed(stage), vqa),
+        s.kept(stage, "share of the vqa expert's accuracy kept", s.closed(stage), vqa),
+        s.row(stage, "mDice (baseline: grounding expert)", s.targets(stage), dice),
+        s.kept(stage, "share of the grounding expert's mDice kept", s.targets(stage), dice),
+    ]
+    for variant in ("uniform", "merged", "oracle"):
+        rows += [s.row(stage, f"closed accuracy, {variant}", s.closed(stage, variant), vqa), s.row(stage, f"mDice, {variant}", s.targets(stage, variant), dice)]
+    return rows
+
+
+def _reasoning(s: Scores) -> list[Row]:
+    stage, before = "grpo", s.of("moe_router", "reasoning")
+    thought, cold = s.of(stage, "reasoning"), s.of("cold_start", "reasoning")
+    return [
+        s.row(stage, "format", thought, cold, value=well_formed),
+        s.row(stage, "reasoning accuracy (baseline: stage 4)", thought, before),
+        s.row(stage, "reasoning accuracy (baseline: cold start)", thought, cold),
+        s.row(stage, "reasoning accuracy (baseline: image blanked)", thought, s.of(stage, "reasoning", "blind")),
+        s.row(stage, "reasoning accuracy without thinking (baseline: stage 4)", s.of(stage, "reasoning", "no_think"), before),
+        s.row(stage, "closed accuracy (baseline: stage 4)", s.closed(stage), s.closed("moe_router")),
+        s.row(stage, "mDice (baseline: stage 4)", s.targets(stage), s.targets("moe_router")),
+    ]

@@ -1,0 +1,91 @@
+"""What a running program is: which stage of dvc.yaml, under which recipe key, on which data, from which revision, in which `dvc repro`."""
+
+import contextlib
+import hashlib
+import json
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from unimed import hashes, params
+
+if TYPE_CHECKING:
+    from pipelines.stages import Stage
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a component; `inputs` maps a path to its hash as DVC writes it, `numbers` are the params it takes, dotted."""
+
+    stage: str
+    key: str
+    inputs: dict[str, str] = field(default_factory=dict)
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The stage and its recipe key: the name of its folders."""
+        return f"{self.stage}-{self.key}"
+
+
+def find(program: str, flags: dict[str, str], ports: list[str], taken: dict[str, Any], everything: dict[str, Any]) -> Job:
+    """The job of a program called with `flags`, of which `ports` are inputs, on the params `taken` out of `everything`.
+
+    It is the stage of ./dvc.yaml with that very command. Called otherwise, it is a job of its own, keyed by command, params and data.
+    Raises `InputError` for a key in `everything` that no stage takes.
+    """
+    stages = _stages()
+    if stages:
+        params.check_keys(everything, {key.split(".")[0] for stage in stages for key in stage.params} | {"tracking"})
+    inputs = _hashes([flags[name] for name in ports])
+    for stage in stages:
+        if stage.component == program and {**stage.inputs, **stage.outputs, **stage.words} == flags:
+            from pipelines.stages import param, recipe_key
+
+            numbers = {key: param(everything, key) for key in stage.params}
+            return Job(stage.name, recipe_key(stage.name, everything), inputs, params.flat(numbers))
+    recipe = json.dumps([program, flags, inputs, taken], sort_keys=True)
+    return Job(program, hashlib.sha256(recipe.encode()).hexdigest()[:16], inputs, params.flat(taken))
+
+
+def _stages() -> "list[Stage]":
+    if not Path("dvc.yaml").exists():
+        return []
+    from pipelines import stages
+
+    return stages.read(Path("dvc.yaml").read_text())
+
+
+def _hashes(inputs: list[str]) -> dict[str, str]:
+    """Under DVC what it recorded for what stages made, since it has just compared them; else, and for raw data, hashed here."""
+    known = hashes.recorded(("outs",)) if _dvc() else {}
+    return {path: known[path] if path in known else hashes.dvc_hash(Path(path)) for path in inputs}
+
+
+def repro() -> str:
+    """A name for the `dvc` process above this one; without one, for this process."""
+    process = _dvc() or psutil.Process()
+    return f"{process.pid}-{process.create_time():.0f}"
+
+
+def _dvc() -> psutil.Process | None:
+    for process in psutil.Process().parents():
+        with contextlib.suppress(psutil.Error):  # a process that ended meanwhile, or another user's
+            if any(Path(word).name == "dvc" for word in process.cmdline()[:3]):
+                return process
+    return None
+
+
+def revision() -> str:
+    """The git commit of the working folder, `-dirty` when it has edits; empty outside a clone."""
+    if not Path(".git").exists():
+        return ""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip()

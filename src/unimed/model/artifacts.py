@@ -1,0 +1,101 @@
+"""What stages hand on: folders of safetensors and JSON, sealed with the hashes of their files and of what they were made from."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from unimed.errors import InputError
+
+MANIFEST, WEIGHTS = "manifest.json", "model.safetensors"
+
+
+def sha256(path: Path) -> str:
+    """The file's hash as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(folder: Path, parents: Mapping[str, Path], **facts: Any) -> None:
+    """Write the manifest: every file's hash, every parent's place and manifest hash, and the facts given. Call it last."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    manifest = {
+        "files": {str(path.relative_to(folder)): sha256(path) for path in files},
+        "parents": {name: {"path": f"../{path.name}", "sha256": sha256(path / MANIFEST)} for name, path in sorted(parents.items())},
+        **facts,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The folder's manifest, after every file it names was found with its hash. Raises InputError otherwise."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(f"expected a model folder with a {MANIFEST}, found none in {folder}")
+    manifest = _manifest(path)
+    for name, expected in manifest["files"].items():
+        file = (folder / name).resolve()
+        if not file.is_relative_to(folder.resolve()) or not file.is_file():
+            raise InputError(f"{path}: expected the file {name}, found none")
+        if (found := sha256(file)) != expected:
+            raise InputError(f"{file}: expected sha256 {expected}, found {found}")
+    return manifest
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: expected a manifest with files and parents, found {error}") from error
+    if not (isinstance(manifest, dict) and all(isinstance(manifest.get(key), dict) for key in ("files", "parents"))):
+        raise InputError(f"{path}: expected a manifest with files and parents, found other JSON")
+    return manifest
+
+
+def parent(folder: Path, name: str) -> Path:
+    """Where the folder's parent of that name lies, beside it; InputError when it is missing or not the one recorded."""
+    manifest = verify(folder)
+    record = manifest["parents"].get(name)
+    if record is None:
+        raise InputError(f"{folder / MANIFEST}: expected a parent {name}, found {sorted(manifest['parents'])}")
+    place = folder.resolve().parent / Path(record["path"]).name
+    if not (place / MANIFEST).is_file() or sha256(place / MANIFEST) != record["sha256"]:
+        raise InputError(f"{folder / MANIFEST}: expected {place} with manifest sha256 {record['sha256']}, found another or none")
+    return place
+
+
+def write(folder: Path, tensors: Mapping[str, Tensor], parents: Mapping[str, Path], **facts: Any) -> None:
+    """Store tensors in a sealed folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.detach().cpu().contiguous() for name, value in sorted(tensors.items())}, folder / WEIGHTS)
+    seal(folder, parents, **facts)
+
+
+def read(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a sealed folder, after it was verified."""
+    verify(folder)
+    return load_file(folder / WEIGHTS)
+
+
+def named(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
+    """The parameters and buffers of the named modules, or the named parameters themselves. Raises ValueError for a wrong name."""
+    state = model.state_dict()
+    if unknown := [name for name in names if not any(f"{key}.".startswith(f"{name}.") for key in state)]:
+        raise ValueError(f"cannot store {unknown}: the model has {[name for name, _ in model.named_children()]}")
+    return {key: value for key, value in state.items() if any(f"{key}.".startswith(f"{name}.") for name in names)}
+
+
+@torch.no_grad()
+def load(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Copy tensors into a model; InputError names the first that the model lacks or has in another shape."""
+    own = model.state_dict()
+    for name, value in tensors.items():
+        if name not in own or own[name].shape != value.shape:
+            found = tuple(own[name].shape) if name in own else "no such tensor"
+            raise InputError(f"{source / WEIGHTS}: expected the model to have {name} of shape {tuple(value.shape)}, found {found}")
+        own[name].copy_(value)

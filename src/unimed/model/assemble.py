@@ -1,0 +1,128 @@
+"""A model put together from the folders that the stages made."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, CLIPVisionModel, ConvNextModel
+from safetensors.torch import load_file
+
+from unimed.config import MoeRouter, Vlm
+from unimed.model import adapters, artifacts, experts
+from unimed.model.configuration import UniMedConfig
+from unimed.model.processor import UniMedProcessor
+from unimed.model.unimed import UniMedForConditionalGeneration
+
+ALIGNED = ["model.projector", "model.encoder.fusions"]
+EXPERTS = ("vqa", "grounding")
+EXPERT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+DECODER = [
+    "grounding.sam.mask_decoder.transformer",
+    "grounding.sam.mask_decoder.iou_token",
+    "grounding.sam.mask_decoder.mask_tokens",
+    "grounding.sam.mask_decoder.output_upscaling",
+    "grounding.sam.mask_decoder.output_hypernetworks_mlps.0",
+]
+"""The mask decoder without what a single mask never uses: the other masks' networks and the overlap head."""
+GROUNDING = ["grounding.seg_input", "grounding.seg_output", "grounding.text_hidden_fcs", *DECODER]
+"""What stage 3 trains beside its adapter."""
+
+
+@dataclass
+class Assembled:
+    """A model with the processor that feeds it."""
+
+    model: UniMedForConditionalGeneration
+    processor: UniMedProcessor
+
+
+def write_foundation(folder: Path, made: Assembled, **facts: object) -> None:
+    """Store the towers, the language model and the processor, each in its own folder in Hugging Face's form, and seal them."""
+    model = made.model
+    model.model.encoder.vision.save_pretrained(folder / "vision")
+    model.model.encoder.detail.save_pretrained(folder / "detail")
+    language = AutoModelForCausalLM.from_config(model.config.text_config)
+    language.model.load_state_dict(model.model.language_model.state_dict())
+    language.lm_head.load_state_dict(model.lm_head.state_dict())
+    language.save_pretrained(folder / "language_model")
+    made.processor.save_pretrained(folder / "processor")
+    artifacts.write(folder / "mask", artifacts.named(model, ["grounding.sam"]), {})
+    model.config.save_pretrained(folder)
+    artifacts.seal(folder, {}, **facts)
+
+
+def foundation(folder: Path) -> Assembled:
+    """The model with its frozen parts from a foundation folder and everything else fresh."""
+    artifacts.verify(folder)
+    config = UniMedConfig.from_pretrained(folder)
+    model = UniMedForConditionalGeneration(config)
+    language = AutoModelForCausalLM.from_pretrained(folder / "language_model")
+    model.model.language_model.load_state_dict(language.model.state_dict())
+    model.lm_head.load_state_dict(language.lm_head.state_dict())
+    model.model.encoder.vision.load_state_dict(CLIPVisionModel.from_pretrained(folder / "vision").state_dict())
+    model.model.encoder.detail.load_state_dict(ConvNextModel.from_pretrained(folder / "detail").state_dict())
+    artifacts.load(model, artifacts.read(folder / "mask"), folder / "mask")
+    with torch.no_grad():
+        model.grounding.seg_input.copy_(model.get_input_embeddings().weight[config.seg_token_id])
+        model.grounding.seg_output.copy_(model.lm_head.weight[config.seg_token_id])
+    return Assembled(model.eval(), UniMedProcessor.from_pretrained(folder / "processor"))
+
+
+def aligned(foundation_folder: Path, folder: Path) -> Assembled:
+    """The foundation with the fusions and the projector of stage 1."""
+    made = foundation(foundation_folder)
+    artifacts.load(made.model, artifacts.read(folder), folder)
+    return made
+
+
+def expert(foundation_folder: Path, aligned_folder: Path, folder: Path, name: str) -> Assembled:
+    """The aligned model with one expert, as it was at the end of its stage."""
+    made = aligned(foundation_folder, aligned_folder)
+    artifacts.verify(folder)
+    adapters.load(made.model.model.language_model, name, adapters.read(folder))
+    if (folder / artifacts.WEIGHTS).is_file():
+        artifacts.load(made.model, load_file(folder / artifacts.WEIGHTS), folder)
+    return made
+
+
+def routed(foundation_folder: Path, aligned_folder: Path, expert_folders: dict[str, Path], router: MoeRouter) -> Assembled:
+    """The aligned model with all experts stacked beside the language model's linears and untrained routers over them."""
+    made = aligned(foundation_folder, aligned_folder)
+    found = {name: adapters.read(folder) for name, folder in expert_folders.items() if artifacts.verify(folder)}
+    config = made.model.config
+    config.experts = list(found)
+    config.expert_ranks = [adapter.rank for adapter in found.values()]
+    config.expert_scalings = [adapter.scaling for adapter in found.values()]
+    config.expert_targets = sorted({target for adapter in found.values() for target in adapter.targets})
+    config.router_level, config.router_choice = router.level, router.choice
+    plain = made.model.state_dict()
+    made.model = UniMedForConditionalGeneration(config).eval()
+    artifacts.load(made.model, plain, aligned_folder)
+    stacked = experts.stack({name: adapter.tensors for name, adapter in found.items()}, config)
+    artifacts.load(made.model.model.language_model, stacked, aligned_folder)
+    for folder in expert_folders.values():
+        if (folder / artifacts.WEIGHTS).is_file():
+            artifacts.load(made.model, load_file(folder / artifacts.WEIGHTS), folder)
+    return made
+
+
+def trained_router(foundation_folder: Path, aligned_folder: Path, expert_folders: dict[str, Path], folder: Path) -> Assembled:
+    """The routed model of stage 4, each part from the folder given."""
+    settings = MoeRouter.model_validate(artifacts.verify(folder)["moe_router"])
+    made = routed(foundation_folder, aligned_folder, expert_folders, settings)
+    artifacts.load(made.model, artifacts.read(folder), folder)
+    return made
+
+
+def with_router(folder: Path) -> Assembled:
+    """The routed model of stage 4, its parts found beside its folder and verified by hash."""
+    parts = {name: artifacts.parent(folder, name) for name in ("foundation", "aligned", *EXPERTS)}
+    return trained_router(parts["foundation"], parts["aligned"], {name: parts[name] for name in EXPERTS}, folder)
+
+
+def with_reasoner(folder: Path) -> Assembled:
+    """The reasoning model of stage 5: the routed model with one more adapter that is always on."""
+    made = with_router(artifacts.parent(folder, "router"))
+    adapters.load(made.model.model.language_model, "reasoner", adapters.read(folder))
+    made.model.eval()
+    return made

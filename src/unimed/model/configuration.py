@@ -1,0 +1,73 @@
+"""The architecture as numbers: sub-configurations of the towers, the fusion, the special tokens and the experts."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, CLIPVisionConfig, ConvNextConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from unimed.model.sam_med2d import SamMed2DConfig
+
+
+@strict
+class UniMedConfig(PreTrainedConfig):
+    """Everything the model's shapes depend on; towers are transformers' own configurations.
+
+    The image enters once, `image_size` pixels a side. The detail tower sees it as it is; the ViT and the mask encoder see it
+    shrunk. `image_size` is such that the detail tower's last map and the ViT's patches form the same grid (FILA, Wang et al.
+    2024, arXiv:2412.08378: 768 = 336 / 14 * 32).
+    """
+
+    model_type = "unimed"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(config_class=CLIPVisionConfig),
+        "detail_config": SubConfigSpec(config_class=ConvNextConfig),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+        "mask_config": SubConfigSpec(config_class=SamMed2DConfig),
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    detail_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    mask_config: dict | PreTrainedConfig | None = None
+
+    fusion_blocks: list[int] | tuple[int, ...] = (2, 6, 12, 20)
+    """ViT blocks, counted from one, after which a detail map is fused in; as many as the detail tower has stages."""
+
+    fusion_hidden_size: int = 4096
+    vision_feature_layer: int = -2
+    """Which ViT hidden state feeds the projector; -2 is the last but one, as in LLaVA."""
+
+    image_token_id: int = 0
+    region_token_id: int = 1
+    seg_token_id: int = 2
+    answer_opening: list[int] | tuple[int, ...] = ()
+    """Token ids with which the chat template opens an assistant turn; what stands before the first is the prompt."""
+
+    experts: list[str] | tuple[str, ...] = ()
+    """Names of the experts that stand beside the language model's linears; none before stage 4."""
+
+    expert_ranks: list[int] | tuple[int, ...] = ()
+    expert_scalings: list[float] | tuple[float, ...] = ()
+    expert_targets: list[str] | tuple[str, ...] = ()
+    router_level: str = "sequence"
+    router_choice: str = "soft"
+    tie_word_embeddings: bool = False
+
+    @property
+    def grid_size(self) -> int:
+        """Patches per side of the ViT, which is also the side of the detail tower's last map."""
+        return self.vision_config.image_size // self.vision_config.patch_size
+
+    @property
+    def detail_stride(self) -> int:
+        """Pixels per cell of the detail tower's last map."""
+        return self.detail_config.patch_size * 2 ** (len(self.detail_config.hidden_sizes) - 1)
+
+    @property
+    def image_size(self) -> int:
+        """Pixels per side of the image that enters the model."""
+        return self.grid_size * self.detail_stride
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Language model positions that one image takes."""
+        return self.grid_size**2

@@ -1,0 +1,194 @@
+"""Experts and router: LoRA adapters beside the language model's linears, and per layer a router that says how much of each.
+
+MedPLIB (Huang et al. 2024, arXiv:2412.09278) copies whole feed-forward layers, scales their output by the gate and drops tokens
+over capacity. Here the base output always counts in full and the experts only add to it; nothing is dropped.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import Cache
+
+from unimed.model.configuration import UniMedConfig
+
+SIDES = (("lora_A", "expert_in", 0), ("lora_B", "expert_out", 1))
+"""What peft calls the two halves of an adapter, what they are called here, and the dimension along which they stand together."""
+
+
+class RoutedLinear(nn.Linear):
+    """A linear layer with stacked experts: base(x) + B (gates * A x), one wide product for all experts."""
+
+    gates: Float[Tensor, "batch seq_or_one rank"]
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, rank: int):
+        super().__init__(in_features, out_features, bias)
+        self.expert_in = nn.Parameter(torch.zeros(rank, in_features))
+        self.expert_out = nn.Parameter(torch.zeros(out_features, rank))
+
+    def forward(self, input: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch seq out_width"]:
+        """The base output plus each expert's, weighted by the gates that the layer's router set for this pass."""
+        inner = nn.functional.linear(input, self.expert_in) * self.gates.to(input.dtype)
+        return super().forward(input) + nn.functional.linear(inner, self.expert_out)
+
+
+class Router(nn.Module):
+    """Weights per expert from a layer's input, per token or once for a whole sequence.
+
+    `soft` mixes by the softmax; `top1` takes the best alone and lets the gradient pass as if it were soft (straight-through).
+    On the sequence level the mean of the prompt's text decides, also for what is generated after it.
+    """
+
+    def __init__(self, config: UniMedConfig, layer: int):
+        super().__init__()
+        self.linear = nn.Linear(config.text_config.hidden_size, len(config.experts))
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        # Without this the language model, whose part the router becomes, would draw the weights at random.
+        self.linear._is_hf_initialized = True
+        shares = zip(config.expert_ranks, config.expert_scalings, strict=True)
+        self.register_buffer("spread", torch.block_diag(*(torch.full((1, rank), float(scaling)) for rank, scaling in shares)))
+        self.level, self.choice, self.layer = config.router_level, config.router_choice, layer
+        self.logits: Float[Tensor, "batch seq expert"] | None = None
+
+    def forward(
+        self, hidden: Float[Tensor, "batch seq width"], prompt: Bool[Tensor, "batch seq"] | None, cache: Cache | None
+    ) -> Float[Tensor, "batch seq_or_one rank"]:
+        """Gates spread over the experts' ranks, scaling included."""
+        remembered = getattr(cache, "expert_gates", {})
+        if self.level == "sequence" and self.layer in remembered and cache.get_seq_length(self.layer):
+            return remembered[self.layer]
+        unit = nn.functional.rms_norm(hidden.float(), hidden.shape[-1:])
+        if self.level == "sequence":
+            unit = (unit * prompt.unsqueeze(-1)).sum(1, keepdim=True) / prompt.sum(1).clamp(min=1)[:, None, None]
+        self.logits = nn.functional.linear(unit, self.linear.weight.float(), self.linear.bias.float())
+        gates = self.chosen(self.logits) @ self.spread.float()
+        if self.level == "sequence" and cache is not None:
+            cache.expert_gates = {**remembered, self.layer: gates.detach()}
+        return gates
+
+    def chosen(self, logits: Float[Tensor, "batch seq expert"]) -> Float[Tensor, "batch seq expert"]:
+        """The share of each expert; sums to one."""
+        soft = logits.softmax(-1)
+        if self.choice == "soft":
+            return soft
+        hard = nn.functional.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft.dtype)
+        return hard + soft - soft.detach()
+
+
+def install(language_model: nn.Module, config: UniMedConfig) -> None:
+    """Put stacked experts beside the configured linears of every decoder layer and a router before each layer."""
+    for number, layer in enumerate(language_model.layers):
+        layer.router = Router(config, number)
+        for path, linear in list(layer.named_modules()):
+            name = path.rpartition(".")[2]
+            if name in config.expert_targets and isinstance(linear, nn.Linear):
+                routed = RoutedLinear(linear.in_features, linear.out_features, linear.bias is not None, sum(config.expert_ranks))
+                setattr(layer.get_submodule(path.rpartition(".")[0]), name, routed)
+        # A hook, because the linears must know the gates of the very pass they are part of, recomputed passes included.
+        layer.register_forward_pre_hook(_route, with_kwargs=True)
+
+
+def _route(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Set the gates of a layer's linears from its input; the prompt's extent is meant for the router alone."""
+    kwargs = dict(kwargs)
+    gates = layer.router(args[0], kwargs.pop("prompt", None), kwargs.get("past_key_values"))
+    for linear in layer.modules():
+        if isinstance(linear, RoutedLinear):
+            linear.gates = gates
+    return args, kwargs
+
+
+def stack(
+    adapters: Mapping[str, Mapping[str, Tensor]], config: UniMedConfig
+) -> dict[str, Float[Tensor, "rank width"] | Float[Tensor, "out_width rank"]]:
+    """The tensors of several peft adapters as stacked experts, by the language model's own names, in the config's order.
+
+    An adapter that leaves a linear alone adds nothing there. The way back is `unstack`.
+    """
+    stacked: dict[str, Tensor] = {}
+    for peft_name, own_name, dim in SIDES:
+        keys = [key for name in config.experts for key in adapters[name] if f".{peft_name}." in key]
+        for key in dict.fromkeys(keys):
+            shape = next(adapters[name][key].shape for name in config.experts if key in adapters[name])
+            parts = []
+            for name, rank in zip(config.experts, config.expert_ranks, strict=True):
+                empty = torch.zeros((rank, shape[1]) if dim == 0 else (shape[0], rank))
+                parts.append(adapters[name].get(key, empty))
+            stacked[key.replace(f".{peft_name}.weight", f".{own_name}")] = torch.cat(parts, dim)
+    return stacked
+
+
+def unstack(tensors: Mapping[str, Tensor], config: UniMedConfig) -> dict[str, dict[str, Tensor]]:
+    """Every expert's tensors by peft's names, out of a routed language model's; zeros where its adapter left a linear alone."""
+    adapters: dict[str, dict[str, Tensor]] = {name: {} for name in config.experts}
+    for key, value in tensors.items():
+        for peft_name, own_name, dim in SIDES:
+            if key.endswith(f".{own_name}"):
+                for name, part in zip(config.experts, value.split(list(config.expert_ranks), dim), strict=True):
+                    adapters[name][f"{key.removesuffix(own_name)}{peft_name}.weight"] = part
+    return adapters
+
+
+def balance_loss(logits: Float[Tensor, "layer token expert"]) -> Float[Tensor, ""]:
+    """Number of experts times the sum over experts of the squared mean share; 1 when used evenly, more when one takes all.
+
+    Switch Transformer, Fedus et al. 2021, arXiv:2101.03961, eq. 4, with soft shares on both sides.
+    """
+    share = logits.softmax(-1).mean(1)
+    return (share.shape[-1] * share.square().sum(-1)).mean()
+
+
+def z_loss(logits: Float[Tensor, "layer token expert"]) -> Float[Tensor, ""]:
+    """Mean squared log-sum-exp of the router's logits; keeps them small. ST-MoE, Zoph et al. 2022, arXiv:2202.08906, eq. 5."""
+    return logits.logsumexp(-1).square().mean()
+
+
+
+class Watch:
+    """The routers' choices over many passes, summed per layer."""
+
+    def __init__(self, names: tuple[str, ...]):
+        self.names = names
+        self.totals: dict[int, Tensor] = {}
+
+    def shares(self) -> list[tuple[int, str, float]]:
+        """Layer, expert and its share of all that was routed."""
+        return [
+            (layer, name, round(float(share), 4))
+            for layer, total in sorted(self.totals.items())
+            for name, share in zip(self.names, total / total.sum(), strict=True)
+        ]
+
+
+@contextmanager
+def watched(model: nn.Module) -> Iterator[Watch]:
+    """Adds up what the model's routers choose while the block runs."""
+    watch = Watch(tuple(model.config.experts))
+
+    def note(router: Router, args: tuple, gates: Tensor) -> None:
+        # Passes that reuse a decision made for the prompt leave no new logits.
+        if router.logits is not None:
+            share = router.chosen(router.logits).flatten(0, -2).sum(0)
+            watch.totals[router.layer] = watch.totals.get(router.layer, torch.zeros_like(share)) + share
+            router.logits = None
+
+    handles = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, Router)]
+    try:
+        yield watch
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def fix(model: nn.Module, shares: Sequence[float]) -> None:
+    """Give every expert a constant share, whatever the input; shares need not sum to one."""
+    total = sum(shares)
+    for router in (module for module in model.modules() if isinstance(module, Router)):
+        router.choice = "soft"
+        router.linear.weight.zero_()
+        router.linear.bias.copy_(torch.tensor([max(share, 1e-30) / total for share in shares]).log())
+        router.spread.copy_((router.spread > 0) * router.scalings.unsqueeze(1) * total)

@@ -1,0 +1,247 @@
+"""Uni-MedVLM assembled: hybrid encoder, projector, language model with experts, and masks for `<SEG>` tokens."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, interpolate
+from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from unimed.errors import InputError
+from unimed.model import experts, region
+from unimed.model.configuration import UniMedConfig
+from unimed.model.grounding import Grounding, image_of_each
+from unimed.model.sam_decoder import FourierPositions
+from unimed.model.sam_med2d import GridAttention, ImageEncoder
+from unimed.model.vision import Fusion, HybridEncoder, Projector
+
+
+@dataclass
+class UniMedOutput(CausalLMOutputWithPast):
+    """A causal language model's output with, for every `<SEG>`, the logits of its mask."""
+
+    mask_logits: Float[Tensor, "mask size size"] | None = None
+
+
+class UniMedPreTrainedModel(PreTrainedModel):
+    """What all parts share with transformers: configuration, initialisation, strict loading."""
+
+    config: UniMedConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ["image", "text"]
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    # The loss holds terms that are no sum over label tokens, so the trainer must not rescale it by their count.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initial values of our own modules; fusions start closed. Experts and routers are made at zero and stay there."""
+        super()._init_weights(module)
+        if isinstance(module, Fusion):
+            init.zeros_(module.gate)
+        elif isinstance(module, ImageEncoder | GridAttention | FourierPositions):
+            module.reset_parameters()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> "UniMedPreTrainedModel":
+        """The model of a folder; a missing, unexpected or misshapen tensor is an InputError that names it."""
+        # Misshapen tensors are let through only to be named below: transformers' own error does not say which.
+        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        wrong = {kind: sorted(map(str, names))[:3] for kind, names in info.items() if names}
+        if wrong:
+            raise InputError(f"{pretrained_model_name_or_path}: expected exactly the tensors of its config.json, found {wrong}")
+        return model
+
+
+class UniMedModel(UniMedPreTrainedModel):
+    """The backbone: text in which images and regions have become vectors, read by the language model.
+
+    Images are merged here and not in the head's forward, because reinforcement-learning trainers call the backbone alone.
+    """
+
+    def __init__(self, config: UniMedConfig):
+        super().__init__(config)
+        self.encoder = HybridEncoder(config)
+        self.projector = Projector(config.vision_config.hidden_size, config.text_config.hidden_size)
+        self.language_model = AutoModel.from_config(config.text_config)
+        if config.experts:
+            experts.install(self.language_model, config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's embedding table."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's embedding table."""
+        self.language_model.set_input_embeddings(value)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch seq"],
+        attention_mask: Int[Tensor, "batch seq_so_far"] | None = None,
+        position_ids: Int[Tensor, "batch seq"] | None = None,
+        past_key_values: Cache | None = None,
+        pixel_values: Float[Tensor, "image channel size size"] | None = None,
+        image_sizes: Int[Tensor, "image 2"] | None = None,
+        seg_input: Float[Tensor, " width"] | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states after the language model's final norm.
+
+        `pixel_values` holds RGB in [0, 1] and, in further channels, one region mask each, in the order of their `<region>`
+        tokens; all-zero channels are padding. `image_sizes` is of use to the processor alone.
+        """
+        embeds = self.get_input_embeddings()(input_ids)
+        if seg_input is not None:
+            embeds = torch.where((input_ids == self.config.seg_token_id).unsqueeze(-1), seg_input.to(embeds.dtype), embeds)
+        if pixel_values is not None:
+            embeds = self._with_images(embeds, input_ids, pixel_values)
+        elif bool((input_ids == self.config.image_token_id).any()):
+            raise ValueError("expected pixel_values for the image tokens of the text, found none")
+        if self.config.experts:
+            kwargs["prompt"] = self._prompt(input_ids, attention_mask)
+        return self.language_model(
+            inputs_embeds=embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+    def image_features(self, pixels: Float[Tensor, "image 3 size size"]) -> Float[Tensor, "image patch width"]:
+        """One vector per patch in the language model's width."""
+        return self.projector(self.encoder(pixels))
+
+    def _with_images(
+        self,
+        embeds: Float[Tensor, "batch seq width"],
+        input_ids: Int[Tensor, "batch seq"],
+        pixel_values: Float[Tensor, "image channel size size"],
+    ) -> Float[Tensor, "batch seq width"]:
+        """The embeddings with image and region placeholders filled in, in order of appearance."""
+        features = self.image_features(pixel_values[:, :3]).to(embeds.dtype)
+        regions = pixel_values[:, 3:]
+        image, channel = regions.flatten(2).any(-1).nonzero(as_tuple=True)
+        marked = region.pool(features[image], regions[image, channel])
+        for token, vectors in ((self.config.image_token_id, features), (self.config.region_token_id, marked)):
+            slots = input_ids == token
+            if int(slots.sum()) != vectors.shape[:-1].numel():
+                name = "image" if token == self.config.image_token_id else "region"
+                raise ValueError(f"expected {vectors.shape[:-1].numel()} {name} tokens for the pixels given, found {int(slots.sum())}")
+            embeds = embeds.masked_scatter(slots.unsqueeze(-1), vectors)
+        return embeds
+
+    def _prompt(
+        self, input_ids: Int[Tensor, "batch seq"], attention_mask: Int[Tensor, "batch seq_so_far"] | None
+    ) -> Bool[Tensor, "batch seq"]:
+        """Which positions are text before the first answer: what a router on the sequence level may look at."""
+        opening = torch.tensor(list(self.config.answer_opening), device=input_ids.device)
+        prompt = input_ids != self.config.image_token_id
+        if attention_mask is not None and attention_mask.dim() == 2:
+            prompt &= attention_mask[:, -input_ids.shape[1] :].bool()
+        if not 0 < len(opening) <= input_ids.shape[1]:
+            return prompt
+        opens = (input_ids.unfold(1, len(opening), 1) == opening).all(-1).int()
+        answered = nn.functional.pad(opens.cumsum(1), (len(opening), 0))[:, : input_ids.shape[1]].bool()
+        return prompt & ~answered
+
+
+class UniMedForConditionalGeneration(UniMedPreTrainedModel, GenerationMixin):
+    """Answers in words and, for every `<SEG>` among them, a mask."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: UniMedConfig):
+        super().__init__(config)
+        self.model = UniMedModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.grounding = Grounding(config)
+        # Placeholders stand for what is given; generated ones would ask for pixels that nobody has.
+        self.generation_config.suppress_tokens = [config.image_token_id, config.region_token_id]
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The head over the vocabulary."""
+        return self.lm_head
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch seq"],
+        attention_mask: Int[Tensor, "batch seq_so_far"] | None = None,
+        pixel_values: Float[Tensor, "image channel size size"] | None = None,
+        image_sizes: Int[Tensor, "image 2"] | None = None,
+        labels: Int[Tensor, "batch seq"] | None = None,
+        segment: bool = False,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> UniMedOutput:
+        """Next-token logits; with `labels` also their mean cross-entropy; with `segment` also mask logits for every `<SEG>`.
+
+        `image_sizes` is named because `generate` refuses what no signature names; it is of use to the processor alone.
+        """
+        outputs = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values, seg_input=self.grounding.seg_input, **kwargs
+        )
+        hidden = outputs.last_hidden_state
+        kept = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
+        loss = None
+        if labels is not None:
+            # Rows without a label cost a vocabulary-wide product each, so only labelled ones reach the head.
+            target = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+            rows = target != -100
+            loss = cross_entropy(self._head(hidden[rows]).float(), target[rows])
+            kept = hidden[:, -1:]
+        masks = self._masks(hidden, input_ids, pixel_values) if segment and pixel_values is not None else None
+        return UniMedOutput(loss=loss, logits=self._head(kept), past_key_values=outputs.past_key_values, mask_logits=masks)
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """Every text `expand_size` times, each copy with all its images; transformers would repeat image by image."""
+        pixels = kwargs.pop("pixel_values", None)
+        if pixels is not None and input_ids is not None:
+            images = (input_ids == self.config.image_token_id).sum(1) // self.config.tokens_per_image
+            pixels = torch.cat([own.repeat(expand_size, 1, 1, 1) for own in pixels.split(images.tolist())])
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        return input_ids, kwargs | ({} if pixels is None else {"pixel_values": pixels})
+
+    def _head(self, hidden: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocabulary"]:
+        """Logits over the vocabulary, with `<SEG>`'s own row in its place."""
+        logits = self.lm_head(hidden)
+        seg = (hidden @ self.grounding.seg_output.to(hidden.dtype)).unsqueeze(-1)
+        column = torch.arange(logits.shape[-1], device=logits.device) == self.config.seg_token_id
+        return torch.where(column, seg, logits)
+
+    def _masks(
+        self,
+        hidden: Float[Tensor, "batch seq width"],
+        input_ids: Int[Tensor, "batch seq"],
+        pixel_values: Float[Tensor, "image channel size size"],
+    ) -> Float[Tensor, "mask low low"]:
+        """Mask logits for every `<SEG>` of the batch, row by row, each on the last image before it."""
+        tokens = input_ids == self.config.seg_token_id
+        image = image_of_each(tokens, input_ids == self.config.image_token_id, self.config.tokens_per_image)
+        size = self.config.mask_config.image_size
+        colours = pixel_values[:, :3]
+        shown = adaptive_avg_pool2d(colours, size) if colours.shape[-1] >= size else interpolate(colours, size)
+        return self.grounding(shown, hidden[tokens], image)
+
+    @torch.no_grad()
+    def write_seg_rows(self) -> None:
+        """Copy `<SEG>`'s rows into the language model's tables, for code that reads the tables alone."""
+        seg = self.config.seg_token_id
+        self.model.get_input_embeddings().weight[seg] = self.grounding.seg_input
+        self.lm_head.weight[seg] = self.grounding.seg_output

@@ -1,0 +1,113 @@
+"""FILA's hybrid encoder: a frozen ViT that takes in detail from a frozen ConvNeXt after chosen blocks."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
+from transformers import CLIPVisionModel, ConvNextModel
+
+from unimed.model.configuration import UniMedConfig
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Normalise(nn.Module):
+    """RGB in [0, 1] as a tower was trained to see it: mean 0 and deviation 1 per channel over its own training images."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, image: Float[Tensor, "image 3 height width"]) -> Float[Tensor, "image 3 height width"]:
+        """The image in the tower's units."""
+        return (image - self.mean) / self.std
+
+
+class Fusion(nn.Module):
+    """Adds to each ViT token what the detail map shows in its place: tokens + tanh(gate) * mlp(norm(tokens, detail)).
+
+    CVFM of FILA (Wang et al. 2024, arXiv:2412.08378) with three choices of ours: the norm lies inside the branch, the gate is
+    one number per channel, and it starts at 0, so that a fresh fusion changes nothing, to the last bit.
+    """
+
+    def __init__(self, width: int, detail_width: int, hidden: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width + detail_width)
+        self.fc1 = nn.Linear(width + detail_width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+        self.gate = nn.Parameter(torch.zeros(width))
+
+    def forward(
+        self, tokens: Float[Tensor, "image token width"], detail: Float[Tensor, "image channel rows columns"]
+    ) -> Float[Tensor, "image token width"]:
+        """Fuse a map of any whole multiple of the patch grid; the class token meets the map's mean."""
+        side = int((tokens.shape[1] - 1) ** 0.5)
+        cells = adaptive_avg_pool2d(detail, side).flatten(2).transpose(1, 2)
+        both = torch.cat([tokens, torch.cat([cells.mean(1, keepdim=True), cells], 1)], -1)
+        return tokens + self.gate.tanh() * self.fc2(nn.functional.gelu(self.fc1(self.norm(both))))
+
+
+class HybridEncoder(nn.Module):
+    """A CLIP ViT and a ConvNeXt that look at one image, the ViT at a smaller copy, joined by fusions."""
+
+    def __init__(self, config: UniMedConfig):
+        super().__init__()
+        vision, detail, blocks = config.vision_config, config.detail_config, list(config.fusion_blocks)
+        self.last_block = vision.num_hidden_layers + 1 + config.vision_feature_layer
+        if len(blocks) != len(detail.hidden_sizes) or blocks != sorted({*blocks} & {*range(1, self.last_block + 1)}):
+            expected = f"{len(detail.hidden_sizes)} ViT blocks, one per detail stage, ascending, in 1..{self.last_block}"
+            raise ValueError(f"fusion_blocks must name {expected}, is {blocks}")
+        self.vision = CLIPVisionModel(vision)
+        self.detail = ConvNextModel(detail)
+        self.vision_normalise = Normalise(CLIP_MEAN, CLIP_STD)
+        self.detail_normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD)
+        self.fusions = nn.ModuleList(Fusion(vision.hidden_size, width, config.fusion_hidden_size) for width in detail.hidden_sizes)
+        self.fusion_blocks = tuple(blocks)
+        self.image_size = vision.image_size
+
+    def forward(self, image: Float[Tensor, "image 3 size size"]) -> Float[Tensor, "image patch width"]:
+        """Patch features of the configured ViT layer, detail included; `image` holds RGB in [0, 1].
+
+        Frozen towers are frozen by requires_grad alone: gradients must flow through the blocks after the first fusion.
+        """
+        maps = iter(self.detail_maps(image))
+        tokens = self._embed(image)
+        for number, block in enumerate(self.vision.encoder.layers[: self.last_block], 1):
+            tokens = block(tokens, attention_mask=None)
+            if number in self.fusion_blocks:
+                tokens = self.fusions[self.fusion_blocks.index(number)](tokens, next(maps))
+        return tokens[:, 1:]
+
+    def plain_tokens(self, image: Float[Tensor, "image 3 size size"]) -> Float[Tensor, "image token width"]:
+        """What the ViT alone makes of the image: all tokens of the configured layer, nothing fused in."""
+        tokens = self._embed(image)
+        for block in self.vision.encoder.layers[: self.last_block]:
+            tokens = block(tokens, attention_mask=None)
+        return tokens
+
+    def _embed(self, image: Float[Tensor, "image 3 size size"]) -> Float[Tensor, "image token width"]:
+        small = self.vision_normalise(adaptive_avg_pool2d(image, self.image_size))
+        return self.vision.pre_layrnorm(self.vision.embeddings(small))
+
+    def detail_maps(self, image: Float[Tensor, "image 3 size size"]) -> list[Float[Tensor, "image channel height width"]]:
+        """The detail tower's map after each of its stages, from fine to coarse."""
+        maps, features = [], self.detail.embeddings(self.detail_normalise(image))
+        for stage in self.detail.encoder.stages:
+            features = stage(features)
+            maps.append(features)
+        return maps
+
+
+class Projector(nn.Module):
+    """Two linear layers that write image features as vectors the language model can read (LLaVA-1.5, arXiv:2310.03744)."""
+
+    def __init__(self, width: int, out_width: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, out_width)
+        self.fc2 = nn.Linear(out_width, out_width)
+
+    def forward(self, features: Float[Tensor, "image patch width"]) -> Float[Tensor, "image patch out_width"]:
+        """The features in the language model's width."""
+        return self.fc2(nn.functional.gelu(self.fc1(features)))

@@ -1,0 +1,84 @@
+"""Outputs that are complete or absent: written beside their place, flushed to disk, then renamed."""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+def is_leader() -> bool:
+    """Whether this process, of all that run the component together, is the one that touches outputs and tracking."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def beside(path: Path, ending: str) -> Path:
+    """The sibling of `path` with `ending` after its name."""
+    return path.with_name(path.name + ending)
+
+
+@contextmanager
+def complete(targets: dict[str, Path]) -> Iterator[dict[str, Path]]:
+    """Temporary siblings of `targets`, moved into place when the block ends well.
+
+    Leftovers of an earlier interruption are removed first. When the block raises, what it wrote stays under `<path>.partial` and the
+    targets are as they were. Raises `FileNotFoundError` when the block did not write one of them.
+    """
+    partial = {name: beside(path, ".partial") for name, path in targets.items()}
+    if not is_leader():
+        yield partial
+        return
+    for path in targets.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for ending in (".partial", ".replaced"):
+            remove(beside(path, ending))
+    yield partial
+    if missing := [name for name, path in partial.items() if not path.exists()]:
+        raise FileNotFoundError(f"the component returned without writing {missing}")
+    for name, path in targets.items():
+        place(partial[name], path)
+
+
+def place(partial: Path, path: Path) -> None:
+    """Move a finished file or folder to `path`; what was there goes only once the new one is in place."""
+    replaced = beside(path, ".replaced")
+    _flush(partial)
+    if path.exists() or path.is_symlink():
+        path.replace(replaced)
+    partial.replace(path)
+    _sync(path.parent)
+    remove(replaced)
+
+
+def written(targets: dict[str, Path]) -> dict[str, Path]:
+    """Where the outputs lie now: in place, or beside it after a failure; what is nowhere is left out."""
+    places = {name: (beside(path, ".partial"), path) for name, path in targets.items()}
+    return {name: next(path for path in pair if path.exists()) for name, pair in places.items() if any(map(Path.exists, pair))}
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a folder or a link; nothing happens when there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    for folder, _, files in os.walk(path):
+        for file in files:
+            _sync(Path(folder, file))
+        _sync(Path(folder))
+    if path.is_file():
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

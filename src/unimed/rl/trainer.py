@@ -1,0 +1,190 @@
+"""The two halves of stage 5: a cold start on right answers that reason, then TRL's GRPO with rewards that can be checked.
+
+GRPO: Shao et al. 2024, arXiv:2402.03300; as in DAPO (Yu et al. 2025, arXiv:2503.14476) the loss counts tokens, not answers, and
+the upper clip may lie higher. DAPO's refilling of prompts whose answers all earn the same is left out: their share is logged.
+"""
+
+import logging
+import math
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from datasets import Dataset
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import functional_call
+from transformers import PrinterCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from unimed.config import Grpo
+from unimed.data.samples import Sample
+from unimed.model.processor import UniMedProcessor
+from unimed.model.unimed import UniMedForConditionalGeneration
+from unimed.rl import prompts, rewards, rollout
+from unimed.train.batch import Collator, picture
+from unimed.train.loop import Draws, Progress, fit
+from unimed.train.mixture import Mixture
+
+logger = logging.getLogger("grpo")
+History = list[dict[str, Any]]
+
+
+def cold_start(
+    model: UniMedForConditionalGeneration,
+    processor: UniMedProcessor,
+    reasoning: Sequence[Sample],
+    grounding: Sequence[Sample],
+    settings: Grpo,
+    seed: int,
+) -> History:
+    """Show what trains in `model` right answers with their thought, some without, and masks; returns what was logged.
+
+    Nothing happens when no problem comes with a rationale.
+    """
+    known = [sample for sample in reasoning if sample.turns[-1].rationale]
+    if not known:
+        logger.info("no cold start: none of %d problems has a rationale", len(reasoning))
+        return []
+    thoughts, direct = ([prompts.taught(sample, think) for sample in known] for think in (True, False))
+    mixture = Mixture(thoughts, [(direct, settings.direct_share), (grounding, settings.grounding_share)], seed)
+    return fit(model, mixture, Collator(processor), settings.cold_start, seed, "cold_start", mask_loss=settings.mask_loss)
+
+
+def reinforce(
+    model: UniMedForConditionalGeneration,
+    processor: UniMedProcessor,
+    reasoning: Sequence[Sample],
+    grounding: Sequence[Sample],
+    settings: Grpo,
+    seed: int,
+) -> History:
+    """Reward what trains in `model` for `settings.max_steps` optimizer steps; returns what was logged, step by step.
+
+    Raises FloatingPointError at the first step whose loss is not finite.
+    """
+    # TRL reads the embedding tables alone.
+    model.write_seg_rows()
+    mixture = Mixture(reasoning, [(grounding, settings.grounding_share)], seed)
+    with rollout.encoding_once(model), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        trainer = build(model, processor, mixture, settings, seed)
+        trainer.train()
+    # TRL has put its own forward over the class's.
+    del model.forward
+    model.eval()
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+class Policy(GRPOTrainer):
+    """GRPOTrainer that counts the groups that teach nothing, logs only numbers, and stops at a loss that is not finite."""
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Float[Tensor, "answer reward"]:
+        """The rewards; notes the share of groups in which all siblings earn the same.
+
+        TRL's own `frac_reward_zero_std` looks at the batch as a whole when rewards are normalised one by one.
+        """
+        earned = super()._calculate_rewards(*args, **kwargs)
+        self._metrics["train"]["groups_without_spread"].append(without_spread(earned, self.num_generations).float().mean().item())
+        return earned
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
+        """The loss; FloatingPointError, with the step, when it is not finite."""
+        loss = super().compute_loss(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"expected a finite loss at step {self.state.global_step}, found {loss.item()}")
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log without the rewards that applied to nothing since the last time."""
+        metrics = self._metrics["train"]
+        for name in [name for name, values in metrics.items() if all(map(math.isnan, values))]:
+            del metrics[name]
+        super().log(logs, *args, **kwargs)
+
+
+def without_spread(earned: Float[Tensor, "answer reward"], siblings: int) -> Tensor:
+    """For each group of siblings whether every reward that applies is the same for all of them."""
+    grouped = earned.unflatten(0, (-1, siblings)).nan_to_num(nan=-1.0)
+    return (grouped == grouped[:, :1]).flatten(1).all(1)
+
+
+def build(model: UniMedForConditionalGeneration, processor: UniMedProcessor, mixture: Mixture, settings: Grpo, seed: int) -> Policy:
+    """The trainer for what requires a gradient in `model`, on problems and mask prompts drawn from `mixture`."""
+    rollouts = -(-settings.max_steps // settings.updates_per_rollout)
+    trainer = Policy(
+        model=model,
+        args=arguments(model, settings, seed),
+        reward_funcs=rewards.graders(model, processor),
+        train_dataset=dataset(Draws(mixture, rollouts * settings.batch_size, seed)),
+        processing_class=processor,
+        rollout_func=rollout.rollout(processor),
+        callbacks=[Progress("grpo", settings.max_steps)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    if settings.kl_weight:
+        # TRL takes its reference from a peft wrapper or from disk; ours is the same model with its adapter as it is now.
+        start = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+        trainer.beta, trainer.ref_model = settings.kl_weight, partial(_with_parameters, model, start)
+    return trainer
+
+
+def _with_parameters(model: UniMedForConditionalGeneration, parameters: dict[str, Tensor], **inputs: Any) -> Any:
+    return functional_call(model, parameters, (), inputs)
+
+
+def arguments(model: UniMedForConditionalGeneration, settings: Grpo, seed: int) -> GRPOConfig:
+    """Our numbers in TRL's words. One step is one optimizer step on all answers of a rollout."""
+    each = settings.normalise == "each_reward"
+    return GRPOConfig(
+        output_dir="runs/trainer",
+        per_device_train_batch_size=settings.batch_size * settings.group_size,
+        num_generations=settings.group_size,
+        num_iterations=settings.updates_per_rollout,
+        max_steps=settings.max_steps,
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        lr_scheduler_type="cosine",
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        loss_type="dapo",
+        beta=0.0,
+        epsilon=settings.epsilon,
+        epsilon_high=settings.epsilon_high,
+        multi_objective_aggregation="normalize_then_sum" if each else "sum_then_normalize",
+        scale_rewards="group" if each else settings.normalise,
+        reward_weights=[settings.format_weight, settings.answer_weight, settings.mask_weight],
+        temperature=settings.temperature,
+        max_completion_length=settings.max_completion_length,
+        generation_kwargs={"suppress_tokens": [model.config.image_token_id, model.config.region_token_id], "use_cache": True},
+        shuffle_dataset=False,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        bf16=False,
+        activation_checkpointing=False,
+        remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        deepspeed=settings.deepspeed,
+        seed=seed,
+    )
+
+
+def dataset(draws: Draws) -> Dataset:
+    """Prompts for TRL in the order drawn; images are read when a batch asks for them, once for all siblings."""
+
+    def rows(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        drawn = {place: draws[place] for place in dict.fromkeys(batch["place"])}
+        seen = {place: [picture(sample)] for place, sample in drawn.items()}
+        return {
+            "prompt": [prompts.reasoning_messages(drawn[place], think=True) for place in batch["place"]],
+            "images": [seen[place] for place in batch["place"]],
+            "sample": [drawn[place] for place in batch["place"]],
+        }
+
+    return Dataset.from_dict({"place": list(range(len(draws)))}).with_transform(rows)

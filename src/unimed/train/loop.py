@@ -1,0 +1,200 @@
+"""The one loop of stages 1 to 4: transformers' Trainer, told what trains, which samples come and which losses count."""
+
+import random
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from torch.utils.data import Dataset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from unimed import tracking
+from unimed.config import MaskLoss, Optimisation, RouterLoss
+from unimed.data.samples import Sample
+from unimed.errors import InputError
+from unimed.model import experts
+from unimed.model.unimed import UniMedForConditionalGeneration
+from unimed.progress import Ticker
+from unimed.train import losses
+from unimed.train.batch import Batch, Collator
+
+
+@runtime_checkable
+class Epochs(Protocol):
+    """Samples that can be arranged anew for every epoch."""
+
+    def __len__(self) -> int: ...
+
+    def at_epoch(self, epoch: int) -> Sequence[Sample]:
+        """The samples of an epoch."""
+        ...
+
+
+def train_only(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """Freeze all of `model` but the named modules and parameters; returns the names of the parameters that train.
+
+    Raises ValueError for a name that the model does not have.
+    """
+    known = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"cannot train {unknown}: the model has {[name for name, _ in model.named_children()]}")
+    model.requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(name == chosen or name.startswith(f"{chosen}.") for chosen in names))
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+class Draws(Dataset):
+    """As many samples as a run takes: one epoch after the other, each shuffled anew from the seed."""
+
+    def __init__(self, epochs: Epochs, length: int, seed: int):
+        if not len(epochs):
+            raise InputError("expected at least one training sample, found none: the subset's train split is empty")
+        self.epochs, self.length, self.seed = epochs, length, seed
+        self.drawn: tuple[int, list[int], Sequence[Sample]] = (-1, [], ())
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Sample:
+        epoch, place = divmod(index, len(self.epochs))
+        if self.drawn[0] != epoch:
+            samples = self.epochs.at_epoch(epoch)
+            self.drawn = (epoch, random.Random(f"{self.seed}/{epoch}").sample(range(len(samples)), len(samples)), samples)
+        return self.drawn[2][self.drawn[1][place % len(self.drawn[1])]]
+
+
+class Progress(TrainerCallback):
+    """Shows every step, checks the first step's gradients, and hands what the trainer logs to tracking."""
+
+    def __init__(self, label: str, total: int):
+        self.ticker = Ticker(total, label)
+        self.losses: dict[str, float] = {}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.ticker.__enter__()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """Raise RuntimeError when something that should train has no gradient, or something frozen has one."""
+        if state.global_step == 0:
+            wrong = [name for name, parameter in model.named_parameters() if parameter.requires_grad != (parameter.grad is not None)]
+            if wrong:
+                raise RuntimeError(f"expected a gradient for exactly what trains, found otherwise for {wrong[:5]} and {len(wrong)} in all")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.ticker.advance(1, **self.losses)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **kwargs: Any) -> None:
+        if "loss" in logs:
+            self.losses = {"loss": float(logs["loss"])}
+            tracking.log({f"{self.ticker.label}/{name}": float(value) for name, value in logs.items()}, state.global_step)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.ticker.__exit__(None, None, None)
+
+
+class StageTrainer(Trainer):
+    """Trainer whose loss is the weighted sum of words, masks and router terms, each logged on its own."""
+
+    mask_loss: MaskLoss | None = None
+    router_loss: RouterLoss | None = None
+
+    def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, **kwargs: Any) -> Any:
+        """The loss of one batch; FloatingPointError, with the step and the parts, when it is not finite."""
+        inputs = dict(inputs)
+        masks = inputs.pop("masks", None)
+        outputs = model(**inputs, segment=masks is not None)
+        parts = {"words": outputs.loss}
+        if masks is not None and self.mask_loss is not None:
+            parts |= mask_terms(outputs.mask_logits, masks, self.mask_loss)
+        if self.router_loss is not None:
+            parts |= router_terms(model, self.router_loss)
+        loss = torch.stack(list(parts.values())).sum()
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"expected a finite loss at step {self.state.global_step}, found {parts}")
+        self._note(parts)
+        return (loss, outputs) if return_outputs else loss
+
+    def _note(self, parts: dict[str, Tensor]) -> None:
+        noted = self.__dict__.setdefault("noted", {})
+        for name, value in parts.items():
+            noted.setdefault(name, []).append(value.detach())
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log with the mean of every part of the loss since the last time."""
+        noted = self.__dict__.pop("noted", {})
+        super().log(logs | {f"loss_{name}": torch.stack(values).mean().item() for name, values in noted.items()}, *args, **kwargs)
+
+
+def mask_terms(low: Float[Tensor, "mask low low"], target: Float[Tensor, "mask size size"], weights: MaskLoss) -> dict[str, Tensor]:
+    """Pixel and overlap loss of predicted masks, averaged over masks, at the target's size."""
+    logits = interpolate(low.unsqueeze(1), target.shape[-1], mode="bilinear", align_corners=False).squeeze(1)
+    return {
+        "pixel": weights.pixel_weight * losses.pixel(logits, target).mean(),
+        "dice": weights.dice_weight * losses.dice(logits, target).mean(),
+    }
+
+
+def router_terms(model: nn.Module, weights: RouterLoss) -> dict[str, Tensor]:
+    """Balance and z-loss over the routers of the last forward pass."""
+    logits = torch.stack([m.logits.flatten(0, 1) for m in model.modules() if isinstance(m, experts.Router)])
+    return {
+        "balance": weights.balance_weight * experts.balance_loss(logits),
+        "z": weights.z_weight * experts.z_loss(logits),
+    }
+
+
+def fit(
+    model: UniMedForConditionalGeneration,
+    epochs: Epochs,
+    collator: Collator,
+    settings: Optimisation,
+    seed: int,
+    label: str,
+    mask_loss: MaskLoss | None = None,
+    router_loss: RouterLoss | None = None,
+) -> list[dict[str, float]]:
+    """Train what requires a gradient for `settings.max_steps` optimizer steps; returns what was logged, in evaluation mode."""
+    draws = Draws(epochs, settings.max_steps * settings.batch_size, seed)
+    trainer = StageTrainer(
+        model=model,
+        args=arguments(settings, seed),
+        train_dataset=draws,
+        data_collator=collator,
+        callbacks=[Progress(label, settings.max_steps)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.mask_loss, trainer.router_loss = mask_loss, router_loss
+    trainer.train()
+    model.eval()
+    return [{name: float(value) for name, value in entry.items()} for entry in trainer.state.log_history if "loss" in entry]
+
+
+def arguments(settings: Optimisation, seed: int) -> TrainingArguments:
+    """The trainer's arguments: AdamW without decay, linear warm-up, cosine to zero, gradients clipped to norm 1."""
+    gpu = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir="runs/trainer",
+        per_device_train_batch_size=settings.batch_size,
+        max_steps=settings.max_steps,
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        lr_scheduler_type="cosine",
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        logging_steps=max(1, settings.max_steps // 40),
+        train_sampling_strategy="sequential",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        use_cpu=not gpu,
+        dataloader_pin_memory=gpu,
+        deepspeed=settings.deepspeed,
+        seed=seed,
+    )

@@ -1,0 +1,66 @@
+"""The rehearsal's foundation: a model of the configured shape, its tokenizer, and a brief stand-in for pre-training."""
+
+from typing import Any
+
+import numpy as np
+from transformers import CLIPVisionConfig, ConvNextConfig, LlamaConfig, PreTrainedTokenizerBase, set_seed
+
+from unimed.config import Foundation, Vlm
+from unimed.data import phantom_text, phantoms
+from unimed.model import tokenizer as tokenizers
+from unimed.model.assemble import Assembled
+from unimed.model.configuration import UniMedConfig
+from unimed.model.processor import IMAGE, REGION, SEG, UniMedProcessor
+from unimed.model.sam_med2d import SamMed2DConfig
+from unimed.model.unimed import UniMedForConditionalGeneration
+from unimed.train import rehearsal_language, rehearsal_vision
+
+WORDS = "Please segment the and in this image. There is no. Reason in then answer <think></think> <answer></answer> A) B) C) D)\n"
+"""Words of later stages' prompts, so that the tokenizer has them whole; the language model is not shown them."""
+
+
+def build(vlm: Vlm, settings: Foundation, seed: int) -> Assembled:
+    """A fresh model of the configured shape with a tokenizer made from the phantoms' words."""
+    set_seed(seed)
+    tokenizer = tokenizers.build(_texts(seed), settings.vocabulary)
+    config = configuration(vlm, tokenizer)
+    processor = UniMedProcessor(tokenizer, image_size=config.image_size, tokens_per_image=config.tokens_per_image)
+    return Assembled(UniMedForConditionalGeneration(config), processor)
+
+
+def configuration(vlm: Vlm, tokenizer: PreTrainedTokenizerBase) -> UniMedConfig:
+    """The architecture of params.yaml with the special tokens of a tokenizer."""
+    words = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    return UniMedConfig(
+        vision_config=CLIPVisionConfig(**vlm.vision),
+        detail_config=ConvNextConfig(**vlm.detail),
+        text_config=LlamaConfig(**vlm.text, **words, bos_token_id=None, tie_word_embeddings=False),
+        mask_config=SamMed2DConfig(**vlm.mask),
+        fusion_blocks=vlm.fusion_blocks,
+        fusion_hidden_size=vlm.fusion_hidden_size,
+        vision_feature_layer=vlm.vision_feature_layer,
+        image_token_id=tokenizers.special_id(tokenizer, IMAGE),
+        region_token_id=tokenizers.special_id(tokenizer, REGION),
+        seg_token_id=tokenizers.special_id(tokenizer, SEG),
+        answer_opening=tokenizers.answer_opening(tokenizer),
+    )
+
+
+def teach(made: Assembled, settings: Foundation, seed: int) -> dict[str, list[float]]:
+    """Show every frozen part what its stand-in needs; returns the losses of each."""
+    model = made.model
+    shown = rehearsal_vision.show(settings, model.config.image_size, seed)
+    return {
+        "vision": rehearsal_vision.train_encoder(model.model.encoder, shown, settings, seed),
+        "masks": rehearsal_vision.train_masks(model.grounding.sam, model.grounding.normalise, shown, settings, seed),
+        "language": rehearsal_language.train_language(model, made.processor, shown, settings, seed),
+    }
+
+
+def _texts(seed: int) -> list[str]:
+    rng = np.random.default_rng([seed, 5])
+    scenes = list(phantoms.scenes(60, 4, seed + 2_000_003))
+    texts: list[Any] = [phantom_text.caption(scene) for scene in scenes]
+    texts += [words for scene in scenes for item in phantom_text.closed_questions(scene, rng) for words in item[1:]]
+    texts += [item[key] for scene in scenes for item in phantom_text.reasoning_items(scene, rng) for key in ("question", "rationale")]
+    return [*texts, *[f"Which structure lies in {REGION}? The marked region shows the"] * 20, *[WORDS] * 40]

@@ -1,0 +1,64 @@
+"""Export: folders that other tools read, and that give the same conversations when they are ingested again."""
+
+import json
+
+import numpy as np
+import pytest
+import raw_tree
+from PIL import Image
+from raw_tree import STEMS
+
+from unimed.data import export, tables
+from unimed.data.tables import Tables
+from unimed.errors import InputError
+
+A = STEMS[0]
+
+
+@pytest.fixture
+def out(tmp_path):
+    return raw_tree.ingested(raw_tree.write(tmp_path / "raw"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("task", ["everything", "alignment", "vqa", "grounding", "reasoning"])
+def test_what_is_exported_gives_the_same_conversations_again(out, tmp_path, task):
+    source = out / "tables" if task == "everything" else raw_tree.chosen(out, task)
+    export.write(source, out / "shards", tmp_path / "exported")
+    strict = raw_tree.TOLERANT.model_copy(update={"max_bad_fraction": 0})
+    again = raw_tree.ingested(tmp_path / "exported", tmp_path / "again", strict)
+    before, after = Tables.read(source), Tables.read(again / "tables")
+    assert before.conversations.to_dict("records") == after.conversations.to_dict("records")
+    columns = [name for name in tables.SAMPLES.names if name not in ("shard", "offset", "split")]
+    assert before.samples[columns].to_dict("records") == after.samples[columns].to_dict("records")
+    named = before.masks.set_index("mask_id").loc[after.masks["mask_id"]]
+    assert named["rle"].tolist() == after.masks["rle"].tolist()
+
+
+def test_masks_are_black_and_white_and_a_union_is_a_file(out, tmp_path):
+    export.write(out / "tables", out / "shards", tmp_path / "exported")
+    folder = tmp_path / "exported" / "SAMed2Dv1"
+    for stem in (A, STEMS[4]):
+        kidneys = raw_tree.mask(stem, "kidney", 0) | raw_tree.mask(stem, "kidney", 1)
+        merged = np.asarray(Image.open(folder / raw_tree.mask_path(stem, "kidney", None)))
+        one = np.asarray(Image.open(folder / raw_tree.mask_path(stem, "liver", 0)))
+        assert (merged == kidneys * 255).all() and (one == raw_tree.mask(stem, "liver", 0) * 255).all()
+
+
+def test_every_path_that_an_exported_record_names_is_there(out, tmp_path):
+    export.write(out / "tables", out / "shards", tmp_path / "exported")
+    records = json.loads((tmp_path / "exported" / raw_tree.GROUNDING).read_text())
+    answers = [turn["value"] for record in records for turn in record["conversations"] if turn["from"] == "gpt"]
+    paths = [part.partition("</mask>")[0] for answer in answers for part in answer.split("<mask>")[1:]]
+    assert len(paths) == 24
+    assert all((tmp_path / "exported" / "SAMed2Dv1" / path).is_file() for path in [*paths, *(record["image"] for record in records)])
+
+
+def test_the_same_tables_give_the_same_export(out, tmp_path):
+    for name in ("one", "two"):
+        export.write(out / "tables", out / "shards", tmp_path / name)
+    assert tables.digest(tmp_path / "one") == tables.digest(tmp_path / "two")
+
+
+def test_an_export_does_not_mix_with_what_is_there(out, tmp_path):
+    with pytest.raises(InputError, match="expected a folder that is not there yet, found one"):
+        export.write(out / "tables", out / "shards", tmp_path)
