@@ -24,6 +24,7 @@ def run(
     problems = samples.read(reasoning, shards, split="train", seed=seed)
     prompts = samples.read(grounding, shards, split="train", seed=seed)
     shown = trainer.cold_start(made.model, made.processor, problems, prompts, grpo, seed)
+    adapters.write(reasoner / "cold_start", adapters.taken(language, "reasoner"))
     rewarded = trainer.reinforce(made.model, made.processor, problems, prompts, grpo, seed)
     adapters.write(reasoner, adapters.taken(language, "reasoner"))
     parents = {"foundation": foundation, "aligned": aligned, "vqa": vqa_expert, "grounding": grounding_expert, "router": router}

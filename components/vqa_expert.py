@@ -12,9 +12,7 @@ from unimed.train import loop
 from unimed.train.batch import Collator
 
 
-def run(
-    data: Input, shards: Input, foundation: Input, aligned: Input, expert: Output, seed: int, vqa_expert: LoraTraining
-) -> None:
+def run(data: Input, shards: Input, foundation: Input, aligned: Input, expert: Output, seed: int, vqa_expert: LoraTraining) -> None:
     """Train the expert on questions and answers, starting from the aligned model."""
     made = assemble.aligned(foundation, aligned)
     language = made.model.model.language_model

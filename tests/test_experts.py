@@ -1,6 +1,7 @@
 """Experts and router: the routed model is its experts, one by one or mixed, and only the router learns which."""
 
 import copy
+import functools
 import math
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def singles() -> dict[str, UniMedForConditionalGeneration]:
     """Copies of one model, each with the peft adapter of one expert."""
     made = {}
     for seed, name in enumerate(tiny.EXPERTS["experts"]):
-        made[name] = tiny.stirred()
+        made[name] = copy.deepcopy(base())
         added = adapters.add(made[name].model.language_model, name, RANKS[name], SCALINGS[name], TARGETS[name])
         draw = torch.Generator().manual_seed(seed)
         parameters = dict(made[name].model.language_model.named_parameters())
@@ -37,9 +38,15 @@ def singles() -> dict[str, UniMedForConditionalGeneration]:
     return made
 
 
+@functools.cache
+def base() -> UniMedForConditionalGeneration:
+    """What all of them are beside their experts; only read."""
+    return tiny.stirred()
+
+
 def routed(singles, level: str, choice: str) -> UniMedForConditionalGeneration:
     model = tiny.fresh(**tiny.EXPERTS, router_level=level, router_choice=choice)
-    artifacts.load(model, tiny.stirred().state_dict(), Path("base"))
+    artifacts.load(model, base().state_dict(), Path("base"))
     stacked = experts.stack({name: adapters.taken(one.model.language_model, name).tensors for name, one in singles.items()}, model.config)
     artifacts.load(model.model.language_model, stacked, Path("experts"))
     return model
@@ -68,7 +75,7 @@ def test_a_router_that_is_sure_gives_the_single_expert(singles, level, choice, n
         router.linear.bias.data = torch.tensor([1e4 if other == name else -1e4 for other in RANKS])
     expected = logits(singles[name], given)
     torch.testing.assert_close(logits(model, given), expected, **CLOSE)
-    assert not torch.allclose(expected, logits(tiny.stirred(), given), atol=1e-2)
+    assert not torch.allclose(expected, logits(base(), given), atol=1e-2)
 
 
 @pytest.mark.parametrize("level", ["sequence", "token"])
@@ -86,8 +93,8 @@ def test_an_undecided_router_gives_the_mean_of_what_the_experts_add(singles, lev
 def test_zero_experts_change_nothing():
     given = inputs()
     model = tiny.fresh(**tiny.EXPERTS)
-    artifacts.load(model, tiny.stirred().state_dict(), Path("base"))
-    torch.testing.assert_close(logits(model, given), logits(tiny.stirred(), given), **CLOSE)
+    artifacts.load(model, base().state_dict(), Path("base"))
+    torch.testing.assert_close(logits(model, given), logits(base(), given), **CLOSE)
 
 
 @pytest.mark.parametrize("choice", ["soft", "top1"])

@@ -53,6 +53,7 @@ def test_what_trains_is_the_named_modules_and_parameters_alone():
     assert trained == [name for name, value in model.named_parameters() if value.requires_grad]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [assemble.ALIGNED, assemble.GROUNDING], ids=["aligned", "grounding"])
 def test_frozen_tensors_are_the_same_bits_after_training_and_all_others_moved(samples, names):
     model = tiny.stirred()
@@ -64,6 +65,7 @@ def test_frozen_tensors_are_the_same_bits_after_training_and_all_others_moved(sa
     assert not model.training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["sequence", "token"])
 def test_only_routers_move_when_routers_train_and_their_terms_are_logged(samples, level):
     model = tiny.stirred(**tiny.EXPERTS, router_level=level, router_choice="top1")
@@ -74,6 +76,7 @@ def test_only_routers_move_when_routers_train_and_their_terms_are_logged(samples
     assert {"loss_words", "loss_pixel", "loss_dice", "loss_balance", "loss_z"} <= history[0].keys()
 
 
+@pytest.mark.slow
 def test_one_step_counted_is_one_optimizer_step_and_the_loss_is_the_sum_of_its_parts(samples):
     model = tiny.stirred()
     loop.train_only(model, assemble.ALIGNED)
@@ -83,6 +86,7 @@ def test_one_step_counted_is_one_optimizer_step_and_the_loss_is_the_sum_of_its_p
         assert entry["loss"] == pytest.approx(entry["loss_words"] + entry["loss_pixel"] + entry["loss_dice"], abs=2e-4)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(samples):
     ends = []
     for _ in range(2):

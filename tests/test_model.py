@@ -163,6 +163,17 @@ def test_the_fused_head_of_trl_scores_words_as_the_model_does():
     torch.testing.assert_close(scored.log_probs[0], expected, **CLOSE)
 
 
+@pytest.mark.parametrize("changes", [{}, tiny.EXPERTS], ids=["plain", "experts"])
+def test_a_model_in_half_precision_reads_the_same_inputs(changes):
+    model = tiny.stirred(**changes)
+    inputs = tiny.inputs([tiny.marked(tiny.picture(0), tiny.box(0, 0, 9, 9))], "<image>Where? <region> <SEG>")
+    with torch.no_grad():
+        expected = model(**inputs, segment=True)
+        found = model.bfloat16()(**inputs, segment=True)
+    for name in ("logits", "mask_logits"):
+        assert (found[name] - expected[name]).norm() < 0.05 * expected[name].norm(), name
+
+
 @pytest.mark.parametrize(("level", "choice"), ROUTED)
 def test_recomputing_activations_changes_no_gradient(level, choice):
     texts, pictures = pointing()

@@ -186,7 +186,7 @@ def test_nothing_from_data_or_model_is_taken_for_markup(tmp_path):
     records = [record | dict.fromkeys(("question", "truth", "prediction", "question_type", "modality", "case"), EVIL) for record in records]
     records[2] |= {name: grounding(2)[name] for name in ("answer_rle", "truth_rle")}
     router = [{"task": EVIL, "layer": 0, "expert": EVIL, "share": 1.0}]
-    notes = dict.fromkeys(("data", "licences", "baselines"), {EVIL: EVIL}) | {"warning": EVIL}
+    notes = {key: {EVIL: EVIL} for key in ("data", "licences", "baselines")} | {"warning": EVIL}
     curves = {EVIL: [{"step": step, f"loss{EVIL}": 1.0} for step in range(3)]}
     text = written(tmp_path, records, [Row(EVIL, EVIL, 0.5, 0.4, 0.6, 300, 0.1)], curves, router, notes)
     assert "script" not in Page(text).tags

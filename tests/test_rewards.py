@@ -113,7 +113,7 @@ def test_every_item_is_graded_by_its_own_rewards_alone(tmp_path, words):
     choice, absent = tiny.sample(tmp_path, words), tiny.sample(tmp_path, tiny.turn("Segment the liver.", "There is none."), seed=1)
     texts = [WELL.format("B"), WELL.format("A"), "B", "There is none.", SEG]
     batch = {
-        "completion_ids": [ids(processor, text) + [processor.tokenizer.eos_token_id] for text in texts],
+        "completion_ids": [[*ids(processor, text), processor.tokenizer.eos_token_id] for text in texts],
         "sample": [choice, choice, choice, absent, absent],
         "prompts": [[]] * 5,
     }
@@ -131,7 +131,9 @@ def test_a_completion_is_read_with_its_special_tokens_and_without_its_end():
 
 
 def prompt(sample):
-    return [{"role": "user", "content": [{"type": "image", "image": sample.load_image()}, {"type": "text", "text": sample.turns[0].question}]}]
+    return [
+        {"role": "user", "content": [{"type": "image", "image": sample.load_image()}, {"type": "text", "text": sample.turns[0].question}]}
+    ]
 
 
 def test_overlaps_are_those_of_the_masks_that_the_model_decodes(tmp_path):

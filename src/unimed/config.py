@@ -12,9 +12,6 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-# --- data -----------------------------------------------------------------------------------------
-
-
 class Split(Section):
     """Shares of the cases in each split, in [0, 1], one in all."""
 
@@ -76,8 +73,6 @@ class Validate(Section):
     """Share of the rows of a table that may break the contract before the stage fails."""
 
 
-# --- model ----------------------------------------------------------------------------------------
-
 Numbers = dict[str, int | float | bool | str | list[int]]
 """Fields of one of transformers' own configurations, which check them."""
 
@@ -129,9 +124,6 @@ class Foundation(Section):
     masks: Optimisation
     language: Optimisation
     questions_per_sequence: int = Field(gt=0)
-
-
-# --- training -------------------------------------------------------------------------------------
 
 
 class MaskLoss(Section):
@@ -228,11 +220,9 @@ class Grpo(Optimisation):
     @model_validator(mode="after")
     def _room_for_thoughts(self) -> Self:
         if self.direct_share + self.grounding_share >= 1:
-            raise ValueError(f"direct_share and grounding_share must leave room for thoughts, found {self.direct_share} + {self.grounding_share}")
+            found = f"{self.direct_share} + {self.grounding_share}"
+            raise ValueError(f"direct_share and grounding_share must leave room for thoughts, found {found}")
         return self
-
-
-# --- evaluation and tracking ----------------------------------------------------------------------
 
 
 class Tracking(Section):

@@ -8,7 +8,8 @@ from PIL import Image
 
 from unimed.data import images, masks
 from unimed.errors import InputError
-from unimed.eval import answers, overlays, predict as predictions
+from unimed.eval import answers, overlays
+from unimed.eval import predict as predictions
 from unimed.model import artifacts, assemble, experts
 from unimed.model.processor import REGION, Picture
 from unimed.rl.prompts import THINK

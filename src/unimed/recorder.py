@@ -50,8 +50,8 @@ def _forgiving(method: Callable[Concatenate["_Recorder", P], None]) -> Callable[
 class _Recorder:
     """The MLflow run of a job, under the parent of its `dvc repro`; each method answers one message."""
 
-    def __init__(self, job: Job, settings: Tracking, repro: str, revision: str):
-        self.job, self.settings, self.repro = job, settings, repro
+    def __init__(self, job: Job, settings: Tracking, repro: str, revision: str, milliseconds: int):
+        self.job, self.settings, self.repro, self.started = job, settings, repro, milliseconds
         self.uri = address(settings)
         self.about = {"git_revision": revision, **NOTICE} if revision else NOTICE
         self.parent = ""
@@ -90,9 +90,9 @@ class _Recorder:
             self.client.update_run(self.parent, status="RUNNING")
         else:
             tags = {"unimed.repro": self.repro, **self.about}
-            self.parent = self.client.create_run(number, tags=tags, run_name="dvc repro").info.run_id
+            self.parent = self.client.create_run(number, self.started, tags, "dvc repro").info.run_id
         tags = {"mlflow.parentRunId": self.parent}
-        return self.client.create_run(number, tags=tags, run_name=self.job.stage).info.run_id
+        return self.client.create_run(number, self.started, tags, self.job.stage).info.run_id
 
     def log(self, metrics: dict[str, float], step: int, milliseconds: int) -> None:
         """Take in the metrics of a step; they are sent in batches."""
@@ -186,7 +186,8 @@ def main() -> None:
     environment.start_logging()
     received = sidecar.messages()
     first = next(received)
-    recorder = _Recorder(Job(**first["job"]), Tracking(**first["settings"]), first["repro"], first["revision"])
+    about = {name: first[name] for name in ("repro", "revision", "milliseconds")}
+    recorder = _Recorder(Job(**first["job"]), Tracking(**first["settings"]), **about)
     recorder.start()
     for message in received:
         action = message.pop("do")

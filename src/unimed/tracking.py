@@ -38,7 +38,8 @@ class _Open:
             recorder.warn(reason, job)
             return
         self.mlflow = sidecar.Sidecar("unimed.recorder")
-        self.send(do="start", job=asdict(job), settings=settings.model_dump(), repro=jobs.repro(), revision=jobs.revision())
+        about = {"repro": jobs.repro(), "revision": jobs.revision(), "milliseconds": int(time.time() * 1000)}
+        self.send(do="start", job=asdict(job), settings=settings.model_dump(), **about)
 
     def send(self, **message: Any) -> None:
         """Tell MLflow's process, if there is one."""

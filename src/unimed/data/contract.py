@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from unimed.config import Validate
@@ -84,7 +85,7 @@ def judge(measured: Mapping[str, pd.DataFrame], promises: Sequence[Promise]) -> 
         whole = source.add_dataframe_asset(table).add_batch_definition_whole_dataframe("all")
         suite = gx.ExpectationSuite(table, [_expectation(promise) for promise in promises if promise.table == table])
         how = {"result_format": "COMPLETE", "return_unexpected_index_query": False}
-        result = whole.get_batch({"dataframe": rows}).validate(suite, result_format=how)
+        result: Any = whole.get_batch({"dataframe": rows}).validate(suite, result_format=how)
         found |= {
             one.expectation_config.meta["name"]: one for one in result.results if one.expectation_config and one.expectation_config.meta
         }
@@ -103,7 +104,7 @@ def _outcome(promise: Promise, found: Any, rows: pd.DataFrame) -> Outcome:
     if found.exception_info.get("raised_exception"):
         raise RuntimeError(f"{promise.name}: {found.exception_info['exception_message']}")
     broken = tuple(sorted(found.result["unexpected_index_list"]))
-    return Outcome(promise, len(rows), broken, tuple(rows[KEYS[promise.table]].iloc[list(broken)]))
+    return Outcome(promise, len(rows), broken, tuple(rows[KEYS[promise.table]].iloc[np.array(broken, dtype=int)]))
 
 
 def _refuse(outcomes: Sequence[Outcome], bounds: Validate, subset: Path) -> None:

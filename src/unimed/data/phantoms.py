@@ -138,7 +138,7 @@ def _whole_blocks(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "h
 def _acquire(rng: np.random.Generator, canvas: np.ndarray, prefix: str) -> UInt8[np.ndarray, "height width"]:
     """The canvas as a scanner of this modality would show it: contrast, background pattern and noise."""
     height, width = canvas.shape
-    y, x = np.mgrid[:height, :width].astype(np.float32)
+    x = np.arange(width, dtype=np.float32)
     blocks = rng.standard_normal((height // 2, width // 2)).astype(np.float32).repeat(2, 0).repeat(2, 1)
     if prefix == "mr_00":
         seen = 0.12 + CONTRAST * canvas + 0.12 * np.sin(2 * np.pi * x / 24 + rng.uniform(0, 6)) + 0.02 * blocks

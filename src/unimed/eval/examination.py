@@ -15,7 +15,7 @@ import torch
 from unimed.config import Evaluate
 from unimed.data import samples
 from unimed.data.samples import Sample
-from unimed.eval import baselines, bootstrap, predict
+from unimed.eval import baselines, bootstrap
 from unimed.eval.ladder import Row, measured
 from unimed.eval.scoring import Asking, score
 from unimed.model import adapters, artifacts, assemble, experts
@@ -68,7 +68,11 @@ class Examination:
     def examine(self) -> pd.DataFrame:
         """The answers of every stage, as one table."""
         f = self.folders
-        self.ask(assemble.expert(f.foundation, f.aligned, f.vqa_expert, "vqa"), Asking("vqa_expert", "vqa"), Asking("vqa_expert", "vqa", "blind", blank=True))
+        self.ask(
+            assemble.expert(f.foundation, f.aligned, f.vqa_expert, "vqa"),
+            Asking("vqa_expert", "vqa"),
+            Asking("vqa_expert", "vqa", "blind", blank=True),
+        )
         self.ask(assemble.expert(f.foundation, f.without_detail, f.without_detail, "vqa"), Asking("without_detail", "vqa"))
         pointing = assemble.expert(f.foundation, f.aligned, f.grounding_expert, "grounding")
         self.ask(pointing, Asking("grounding_expert", "grounding"), Asking("grounding_expert", "grounding", "blind", blank=True))
@@ -90,7 +94,11 @@ class Examination:
             self.router_use += [{"task": task, "layer": layer, "expert": name, "share": share} for layer, name, share in seen.shares()]
         self.ask(made, Asking(stage, "reasoning", ask=partial(reasoning_messages, think=False)))
         for task, expert in (("vqa", "vqa"), ("grounding", "grounding")):
-            for variant, shares in (("uniform", (0.5, 0.5)), ("merged", (1.0, 1.0)), ("oracle", tuple(float(n == expert) for n in assemble.EXPERTS))):
+            for variant, shares in (
+                ("uniform", (0.5, 0.5)),
+                ("merged", (1.0, 1.0)),
+                ("oracle", tuple(float(n == expert) for n in assemble.EXPERTS)),
+            ):
                 experts.fix(made.model, shares)
                 self.ask(made, Asking(stage, task, variant))
 
@@ -134,7 +142,13 @@ class Examination:
     def curves(self) -> dict[str, list[dict[str, float]]]:
         """What every stage logged while it trained."""
         f = self.folders
-        stages = {"align": f.aligned, "vqa_expert": f.vqa_expert, "grounding_expert": f.grounding_expert, "moe_router": f.router, "grpo": f.reasoner}
+        stages = {
+            "align": f.aligned,
+            "vqa_expert": f.vqa_expert,
+            "grounding_expert": f.grounding_expert,
+            "moe_router": f.router,
+            "grpo": f.reasoner,
+        }
         logged = {name: json.loads((folder / artifacts.MANIFEST).read_text())["history"] for name, folder in stages.items()}
         return {name: [{k: v for k, v in entry.items() if not isinstance(v, str)} for entry in entries] for name, entries in logged.items()}
 

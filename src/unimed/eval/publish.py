@@ -1,6 +1,5 @@
 """What an evaluation leaves behind: the ladder, the predictions, and one page for people."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +45,17 @@ def notes(samples: pd.DataFrame, predictions: pd.DataFrame) -> dict[str, Any]:
     licences = samples.groupby("dataset")["licence"].first().to_dict()
     split = samples.groupby("split")["sample_id"].count().to_dict()
     found: dict[str, Any] = {
-        "data": {"source": "synthetic phantoms" if phantoms else ", ".join(datasets), **{f"images, {name}": int(n) for name, n in split.items()}},
+        "data": {
+            "source": "synthetic phantoms" if phantoms else ", ".join(datasets),
+            **{f"images, {name}": int(n) for name, n in split.items()},
+        },
         "licences": licences,
     }
     fewest = int(predictions.groupby(["stage", "task", "variant"]).size().min()) if len(predictions) else 0
     if not phantoms:
-        found["warning"] = "The numbers on this page mean nothing: the frozen towers have seen synthetic phantoms only, and these are other images."
+        found["warning"] = (
+            "The numbers on this page mean nothing: the frozen towers have seen synthetic phantoms only, and these are other images."
+        )
     elif fewest < TRUSTED:
         found["warning"] = f"The numbers on this page say little: the smallest task has {fewest} items, {TRUSTED} are needed."
     return found

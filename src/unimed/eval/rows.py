@@ -48,7 +48,9 @@ class Scores:
     def kept(self, stage: str, metric: str, rows: Frame, reference: Frame) -> Row:
         """The share of a reference's score that is kept on the same items."""
         pairs = rows.merge(reference[["conversation_id", "score"]], on="conversation_id", suffixes=("", "_reference"))
-        found = bootstrap.ratio_interval(pairs["score"].to_numpy(), pairs["score_reference"].to_numpy(), pairs["case"].tolist(), self.seed, self.samples)
+        found = bootstrap.ratio_interval(
+            pairs["score"].to_numpy(), pairs["score_reference"].to_numpy(), pairs["case"].tolist(), self.seed, self.samples
+        )
         return measured(stage, metric, found, 1.0)
 
 
@@ -68,15 +70,20 @@ def rungs(scores: Scores) -> list[Row]:
 
 
 def _vqa(s: Scores) -> list[Row]:
-    stage, blind = "vqa_expert", s.closed("vqa_expert", "blind")
-    rows = [
+    stage, blind, detail = "vqa_expert", s.closed("vqa_expert", "blind"), ("detail",)
+    blurred = s.closed("without_detail", kinds=detail)
+    kinds = sorted(set(s.closed(stage)["question_type"]))
+    return [
         s.row(stage, "closed accuracy (baseline: image blanked)", s.closed(stage), blind),
         s.row(stage, "closed accuracy by answer vocabulary (no image)", s.closed(stage, "vocabulary")),
-        s.row(stage, "fine-detail accuracy (baseline: gates at 0, trained alike)", s.closed(stage, kinds=("detail",)), s.closed("without_detail", kinds=("detail",))),
-        s.row(stage, "region accuracy (baseline: image blanked)", s.of(stage, "vqa", kinds=("region",)), s.of(stage, "vqa", "blind", ("region",))),
-    ]  # fmt: skip
-    kinds = sorted(set(s.closed(stage)["question_type"]))
-    return rows + [s.row(stage, f"closed accuracy: {kind}", s.closed(stage, kinds=(kind,)), blind[blind["question_type"] == kind]) for kind in kinds]
+        s.row(stage, "fine-detail accuracy (baseline: gates at 0)", s.closed(stage, kinds=detail), blurred),
+        s.row(stage, "region accuracy (baseline: image blanked)", _regions(s, ""), _regions(s, "blind")),
+        *(s.row(stage, f"closed accuracy: {kind}", s.closed(stage, kinds=(kind,)), s.closed(stage, "blind", (kind,))) for kind in kinds),
+    ]
+
+
+def _regions(s: Scores, variant: str) -> Frame:
+    return s.of("vqa_expert", "vqa", variant, ("region",))
 
 
 def _grounding(s: Scores) -> list[Row]:
@@ -98,7 +105,8 @@ def _router(s: Scores) -> list[Row]:
         s.kept(stage, "share of the grounding expert's mDice kept", s.targets(stage), dice),
     ]
     for variant in ("uniform", "merged", "oracle"):
-        rows += [s.row(stage, f"closed accuracy, {variant}", s.closed(stage, variant), vqa), s.row(stage, f"mDice, {variant}", s.targets(stage, variant), dice)]
+        rows.append(s.row(stage, f"closed accuracy, {variant}", s.closed(stage, variant), vqa))
+        rows.append(s.row(stage, f"mDice, {variant}", s.targets(stage, variant), dice))
     return rows
 
 

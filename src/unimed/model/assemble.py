@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, CLIPVisionModel, ConvNextModel
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, CLIPVisionModel, ConvNextModel
 
-from unimed.config import MoeRouter, Vlm
+from unimed.config import MoeRouter
 from unimed.model import adapters, artifacts, experts
 from unimed.model.configuration import UniMedConfig
 from unimed.model.processor import UniMedProcessor

@@ -52,6 +52,7 @@ class Router(nn.Module):
         self.register_buffer("spread", torch.block_diag(*(torch.full((1, rank), float(scaling)) for rank, scaling in shares)))
         self.level, self.choice, self.layer = config.router_level, config.router_choice, layer
         self.logits: Float[Tensor, "batch seq expert"] | None = None
+        self.fixed: tuple[float, ...] | None = None
 
     def forward(
         self, hidden: Float[Tensor, "batch seq width"], prompt: Bool[Tensor, "batch seq"] | None, cache: Cache | None
@@ -70,7 +71,9 @@ class Router(nn.Module):
         return gates
 
     def chosen(self, logits: Float[Tensor, "batch seq expert"]) -> Float[Tensor, "batch seq expert"]:
-        """The share of each expert; sums to one."""
+        """The share of each expert; sums to one unless it was fixed otherwise."""
+        if self.fixed is not None:
+            return torch.tensor(self.fixed, device=logits.device).expand_as(logits)
         soft = logits.softmax(-1)
         if self.choice == "soft":
             return soft
@@ -146,7 +149,6 @@ def z_loss(logits: Float[Tensor, "layer token expert"]) -> Float[Tensor, ""]:
     return logits.logsumexp(-1).square().mean()
 
 
-
 class Watch:
     """The routers' choices over many passes, summed per layer."""
 
@@ -183,12 +185,7 @@ def watched(model: nn.Module) -> Iterator[Watch]:
             handle.remove()
 
 
-@torch.no_grad()
 def fix(model: nn.Module, shares: Sequence[float]) -> None:
-    """Give every expert a constant share, whatever the input; shares need not sum to one."""
-    total = sum(shares)
+    """Give every expert a constant share, whatever the input, in the config's order; shares need not sum to one."""
     for router in (module for module in model.modules() if isinstance(module, Router)):
-        router.choice = "soft"
-        router.linear.weight.zero_()
-        router.linear.bias.copy_(torch.tensor([max(share, 1e-30) / total for share in shares]).log())
-        router.spread.copy_((router.spread > 0) * router.scalings.unsqueeze(1) * total)
+        router.fixed = tuple(shares)

@@ -103,6 +103,9 @@ class UniMedModel(UniMedPreTrainedModel):
         `pixel_values` holds RGB in [0, 1] and, in further channels, one region mask each, in the order of their `<region>`
         tokens; all-zero channels are padding. `image_sizes` is of use to the processor alone.
         """
+        if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
+            # As `generate` counts: padding takes no position, so a cache filled here can be continued there.
+            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
         embeds = self.get_input_embeddings()(input_ids)
         if seg_input is not None:
             embeds = torch.where((input_ids == self.config.seg_token_id).unsqueeze(-1), seg_input.to(embeds.dtype), embeds)
@@ -132,7 +135,7 @@ class UniMedModel(UniMedPreTrainedModel):
         pixel_values: Float[Tensor, "image channel size size"],
     ) -> Float[Tensor, "batch seq width"]:
         """The embeddings with image and region placeholders filled in, in order of appearance."""
-        features = self.image_features(pixel_values[:, :3]).to(embeds.dtype)
+        features = self.image_features(pixel_values[:, :3].to(self.dtype)).to(embeds.dtype)
         regions = pixel_values[:, 3:]
         image, channel = regions.flatten(2).any(-1).nonzero(as_tuple=True)
         marked = region.pool(features[image], regions[image, channel])
@@ -235,7 +238,7 @@ class UniMedForConditionalGeneration(UniMedPreTrainedModel, GenerationMixin):
         tokens = input_ids == self.config.seg_token_id
         image = image_of_each(tokens, input_ids == self.config.image_token_id, self.config.tokens_per_image)
         size = self.config.mask_config.image_size
-        colours = pixel_values[:, :3]
+        colours = pixel_values[:, :3].to(self.dtype)
         shown = adaptive_avg_pool2d(colours, size) if colours.shape[-1] >= size else interpolate(colours, size)
         return self.grounding(shown, hidden[tokens], image)
 

@@ -71,7 +71,9 @@ def graders(model: UniMedForConditionalGeneration, processor: UniMedProcessor) -
         targets = {key: sample[row].turns[-1].targets for key, row in rows.items()}
         emitted = {key: key[1].count(model.config.seg_token_id) for key in rows}
         looked = [key for key in rows if emitted[key] and targets[key]]
-        found = overlaps(model, processor, [prompts[rows[key]] for key in looked], [key[1] for key in looked], [targets[key] for key in looked])
+        found = overlaps(
+            model, processor, [prompts[rows[key]] for key in looked], [key[1] for key in looked], [targets[key] for key in looked]
+        )
         fits = dict(zip(looked, found, strict=True))
         earned = {key: pointing(fits.get(key, []), emitted[key], len(targets[key])) for key in rows}
         return [earned.get(key) for key in keys]

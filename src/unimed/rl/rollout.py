@@ -1,4 +1,4 @@
-"""Sampling several answers to each prompt with what siblings share done once: reading the prompt and encoding the image."""
+"""What several answers to one prompt share is done once, in sampling and in the gradient pass: encoding the image, reading the prompt."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,10 +9,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 from transformers import DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from trl import GRPOTrainer
 
 from unimed.model.processor import Message, UniMedProcessor
-from unimed.model.unimed import UniMedForConditionalGeneration
+from unimed.model.unimed import UniMedForConditionalGeneration, UniMedModel
 
 Rollout = Callable[[list[list[Message]], GRPOTrainer], dict[str, Any]]
 
@@ -35,18 +36,22 @@ def rollout(processor: UniMedProcessor) -> Rollout:
 
 
 @torch.no_grad()
-def sample(
-    model: UniMedForConditionalGeneration, inputs: Any, siblings: int, generation_config: Any
-) -> Int[Tensor, "answer new"]:
+def sample(model: UniMedForConditionalGeneration, inputs: Any, siblings: int, generation_config: Any) -> Int[Tensor, "answer new"]:
     """New tokens of `siblings` answers to each prompt, in the prompts' order; what `generate` gives, for one reading of each."""
     cache = DynamicCache(config=model.config.text_config)
     model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
     # `generate` must have a token to go on from; the gates of the whole prompt stay remembered.
     cache.crop(-1)
-    cache.batch_repeat_interleave(siblings)
-    cache.expert_gates = {layer: gates.repeat_interleave(siblings, 0) for layer, gates in getattr(cache, "expert_gates", {}).items()}
-    ids, mask = (inputs[name].repeat_interleave(siblings, 0) for name in ("input_ids", "attention_mask"))
+    rows = torch.arange(len(inputs["input_ids"]), device=model.device).repeat_interleave(siblings)
+    _take(cache, rows)
+    ids, mask = inputs["input_ids"][rows], inputs["attention_mask"][rows]
     return model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=generation_config)[:, ids.shape[1] :]
+
+
+def _take(cache: DynamicCache, rows: Int[Tensor, " answer"]) -> None:
+    """Let the cache hold these of its rows, in this order, the routers' memory included."""
+    cache.batch_select_indices(rows)
+    cache.expert_gates = {layer: gates[rows] for layer, gates in getattr(cache, "expert_gates", {}).items()}
 
 
 def _through_end(ids: list[int], ends: list[int]) -> list[int]:
@@ -54,33 +59,72 @@ def _through_end(ids: list[int], ends: list[int]) -> list[int]:
     return ids[: next((place for place, token in enumerate(ids, 1) if token in ends), len(ids))]
 
 
-class EncodeOnce(nn.Module):
-    """An encoder for batches in which images repeat: it encodes each distinct one once, with the gradient of all its copies."""
+class SharedPrompts(nn.Module):
+    """A backbone that, while it knows how long prompts are, reads equal prompts once, with the gradient of all their answers.
 
-    def __init__(self, encoder: nn.Module):
+    Everything else is the backbone's own. A prompt has one image. Routers on the sequence level pass no gradient from an answer to
+    its prompt.
+    """
+
+    def __init__(self, backbone: UniMedModel):
         super().__init__()
-        self.encoder = encoder
+        self.backbone = backbone
+        self.length = 0
 
-    def forward(self, images: Float[Tensor, "image 3 size size"]) -> Float[Tensor, "image patch width"]:
-        """What the encoder makes of every image."""
-        rows, copy_of = first_alike(images).unique(return_inverse=True)
-        return self.encoder(images[rows])[copy_of]
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("backbone"), name)
+
+    @contextmanager
+    def prompts_of(self, length: int) -> Iterator[None]:
+        """Within the block the first `length` positions of every row are its prompt."""
+        self.length = length
+        try:
+            yield
+        finally:
+            self.length = 0
+
+    def forward(self, **inputs: Any) -> BaseModelOutputWithPast:
+        """The hidden states that the backbone gives."""
+        return self._shared(**inputs) if self.length else self.backbone(**inputs)
+
+    def _shared(
+        self,
+        input_ids: Int[Tensor, "answer seq"],
+        attention_mask: Int[Tensor, "answer seq"],
+        pixel_values: Float[Tensor, "answer channel size size"],
+        **_: Any,
+    ) -> BaseModelOutputWithPast:
+        prompt, answer = input_ids[:, : self.length], input_ids[:, self.length :]
+        first, copy_of = first_alike(prompt, pixel_values).unique(return_inverse=True)
+        cache = DynamicCache(config=self.backbone.config.text_config)
+        mask = attention_mask[first, : self.length]
+        read = self.backbone(
+            input_ids=prompt[first], attention_mask=mask, pixel_values=pixel_values[first], past_key_values=cache, use_cache=True
+        )
+        _take(cache, copy_of)
+        said = self.backbone(input_ids=answer, attention_mask=attention_mask, past_key_values=cache, use_cache=True)
+        return BaseModelOutputWithPast(last_hidden_state=torch.cat([read.last_hidden_state[copy_of], said.last_hidden_state], 1))
 
 
-def first_alike(images: Float[Tensor, "image 3 size size"]) -> Int[Tensor, " image"]:
-    """For every image the number of the first that equals it in all pixels."""
-    number = torch.arange(len(images), device=images.device)
-    _, group = adaptive_avg_pool2d(images, 4).flatten(1).unique(dim=0, return_inverse=True)
-    first = torch.full_like(number, len(images)).scatter_reduce(0, group, number, "amin")[group]
-    return torch.where((images == images[first]).flatten(1).all(1), first, number)
+def first_alike(prompts: Int[Tensor, "row seq"], pixels: Float[Tensor, "row channel size size"]) -> Int[Tensor, " row"]:
+    """For every row the number of the first with the same prompt and the same pixels."""
+    number = torch.arange(len(prompts), device=prompts.device)
+    marks = torch.cat([prompts, adaptive_avg_pool2d(pixels, 4).flatten(1)], 1)
+    _, group = marks.unique(dim=0, return_inverse=True)
+    first = torch.full_like(number, len(prompts)).scatter_reduce(0, group, number, "amin")[group]
+    same = (prompts == prompts[first]).all(1) & (pixels == pixels[first]).flatten(1).all(1)
+    return torch.where(same, first, number)
 
 
 @contextmanager
-def encoding_once(model: UniMedForConditionalGeneration) -> Iterator[None]:
-    """Within the block the model encodes an image that a batch holds several times once."""
-    encoder = model.model.encoder
-    model.model.encoder = EncodeOnce(encoder)
+def sharing_prompts(model: UniMedForConditionalGeneration) -> Iterator[SharedPrompts]:
+    """Within the block the model's backbone is one that can share prompts."""
+    backbone = model.model
+    model.model = SharedPrompts(backbone)
     try:
-        yield
+        yield model.model
     finally:
-        model.model.encoder = encoder
+        model.model = backbone

@@ -68,7 +68,7 @@ def reinforce(
     # TRL reads the embedding tables alone.
     model.write_seg_rows()
     mixture = Mixture(reasoning, [(grounding, settings.grounding_share)], seed)
-    with rollout.encoding_once(model), warnings.catch_warnings():
+    with rollout.sharing_prompts(model), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         trainer = build(model, processor, mixture, settings, seed)
@@ -81,6 +81,13 @@ def reinforce(
 
 class Policy(GRPOTrainer):
     """GRPOTrainer that counts the groups that teach nothing, logs only numbers, and stops at a loss that is not finite."""
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, **kwargs: Any
+    ) -> tuple[Tensor | None, ...]:
+        """TRL's, with each prompt read once for all its answers."""
+        with self.accelerator.unwrap_model(self.model).model.prompts_of(input_ids.shape[1] - logits_to_keep):
+            return super()._get_per_token_logps_and_entropies(model, input_ids, attention_mask, logits_to_keep, **kwargs)
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Float[Tensor, "answer reward"]:
         """The rewards; notes the share of groups in which all siblings earn the same.
@@ -113,7 +120,7 @@ def without_spread(earned: Float[Tensor, "answer reward"], siblings: int) -> Ten
 
 
 def build(model: UniMedForConditionalGeneration, processor: UniMedProcessor, mixture: Mixture, settings: Grpo, seed: int) -> Policy:
-    """The trainer for what requires a gradient in `model`, on problems and mask prompts drawn from `mixture`."""
+    """The trainer for what requires a gradient in `model`, which must be sharing prompts, on what `mixture` holds."""
     rollouts = -(-settings.max_steps // settings.updates_per_rollout)
     trainer = Policy(
         model=model,

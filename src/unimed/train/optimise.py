@@ -11,7 +11,11 @@ from unimed.progress import Ticker
 
 
 def minimise(
-    parameters: Iterable[nn.Parameter], loss: Callable[[int], Tensor], settings: Optimisation, label: str, matrices: Iterable[nn.Parameter] = ()
+    parameters: Iterable[nn.Parameter],
+    loss: Callable[[int], Tensor],
+    settings: Optimisation,
+    label: str,
+    matrices: Iterable[nn.Parameter] = (),
 ) -> list[float]:
     """Step down `loss(step)` with linear warm-up, cosine decay and gradients clipped to norm 1; returns the losses.
 

@@ -1,7 +1,7 @@
 """What the rehearsal's vision towers are shown before stage 1, in place of internet pre-training.
 
-ViT and detail tower learn to name what lies in each cell of their grid, the ViT also which cell it is; the mask model learns, like SAM-Med2D, to segment what a
-box or a point marks. None of them ever sees a question, an answer or a class name.
+ViT and detail tower learn to name what lies in each cell of their grid, the ViT also which cell it is; the mask model learns, like
+SAM-Med2D, to segment what a box or a point marks. None of them ever sees a question, an answer or a class name.
 """
 
 from dataclasses import dataclass
@@ -42,9 +42,11 @@ class Phantoms:
 def show(settings: Foundation, size: int, seed: int) -> Phantoms:
     """The phantoms of the foundation: numbered apart from every data set's, so that no patient is shared."""
     scenes = list(phantoms.scenes(settings.cases, SLICES, seed=seed + 1_000_003))
-    images, masks = torch.zeros(len(scenes), 3, size, size), torch.zeros(len(scenes), len(CLASSES), size, size, dtype=torch.bool)
+    images = torch.zeros(len(scenes), 3, size, size)
+    masks = torch.zeros(len(scenes), len(CLASSES), size, size, dtype=torch.bool)
     for row, scene in enumerate(scenes):
-        box = Letterbox(*scene.image.shape, size)
+        height, width = scene.image.shape
+        box = Letterbox(height, width, size)
         images[row] = torch.from_numpy(box.image(np.repeat(scene.image[..., None], 3, 2))).permute(2, 0, 1) / 255
         for number, name in enumerate(CLASSES):
             for structure in scene.named(name):
@@ -53,7 +55,10 @@ def show(settings: Foundation, size: int, seed: int) -> Phantoms:
 
 
 def train_encoder(encoder: HybridEncoder, shown: Phantoms, settings: Foundation, seed: int) -> list[float]:
-    """Teach both towers, each on its own, what lies in every cell; the ViT also where each cell is, and the modality. The heads are thrown away."""
+    """Teach both towers, each on its own, what lies in every cell, the ViT also where the cell is.
+
+    The ViT's class token learns the modality. The heads are thrown away.
+    """
     optimisation, draw = settings.vision, torch.Generator().manual_seed(seed)
     vit, conv = encoder.vision.config, encoder.detail.config
     labels, side = len(CLASSES) + 1, vit.image_size // vit.patch_size

@@ -1,0 +1,55 @@
+"""What siblings share is done once and changes nothing."""
+
+import pytest
+import tiny
+import torch
+from problems import CLOSE, answered, marked, pointing, problem, with_reasoner
+from transformers import GenerationConfig
+
+from unimed.rl import prompts, rollout
+
+
+@pytest.mark.parametrize("level", ["sequence", "token"])
+def test_a_rollout_says_what_generate_says(tmp_path, level):
+    model, processor = tiny.stirred(**tiny.EXPERTS, router_level=level), tiny.processor()
+    asked = [prompts.reasoning_messages(sample, think=True) for sample in (problem(tmp_path), marked(tmp_path))]
+    pictures = [tiny.picture(0), tiny.marked(tiny.picture(1), tiny.box(4, 6, 9, 9))]
+    inputs = processor(
+        images=pictures, text=processor.apply_chat_template(asked, add_generation_prompt=True), padding=True, return_tensors="pt"
+    )
+    greedy = GenerationConfig(max_new_tokens=8, do_sample=False, pad_token_id=0, use_cache=True)
+    expected = model.generate(**inputs, generation_config=greedy)[:, inputs["input_ids"].shape[1] :]
+    found = rollout.sample(model, inputs, 3, greedy)
+    assert torch.equal(found, expected.repeat_interleave(3, 0))
+    assert not torch.equal(found[0], found[3])
+
+
+def test_rows_are_alike_when_prompt_and_every_pixel_are():
+    pixels, prompts_ = torch.rand(2, 4, 8, 8), torch.tensor([[1, 2, 3], [1, 2, 4]])
+    almost = pixels[0].clone()
+    almost[3, 7, 7] += 1e-3
+    rows = torch.stack([pixels[1], pixels[0], pixels[1], almost, pixels[0], pixels[1]])
+    assert rollout.first_alike(prompts_[[0, 0, 0, 0, 0, 1]], rows).tolist() == [0, 1, 0, 3, 1, 5]
+
+
+@pytest.mark.parametrize("level", ["sequence", "token"])
+def test_reading_prompts_once_changes_neither_states_nor_gradients(tmp_path, level):
+    model = tiny.stirred(**tiny.EXPERTS, router_level=level)
+    names = with_reasoner(model)
+    samples = [marked(tmp_path), problem(tmp_path), pointing(tmp_path)]
+    ids, mask, pixels, length = answered(samples, [0, 2, 1, 0, 0, 2], "yes no yes It no is")
+    weight = torch.rand(6, length, 32)
+    outputs, grads, seen = [], [], []
+    model.model.encoder.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    for sharing in (False, True):
+        model.zero_grad()
+        with rollout.sharing_prompts(model) as shared, shared.prompts_of(ids.shape[1] - length if sharing else 0):
+            outputs.append(
+                model.model(input_ids=ids, attention_mask=mask, pixel_values=pixels, use_cache=False).last_hidden_state[:, -length:]
+            )
+        (outputs[-1] * weight).sum().backward()
+        grads.append(torch.cat([model.get_parameter(name).grad.flatten() for name in names]))
+    assert seen == [6, 3]
+    torch.testing.assert_close(*outputs, **CLOSE)
+    if level == "token":
+        torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-4)
