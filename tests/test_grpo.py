@@ -46,8 +46,8 @@ def test_the_request_to_reason_stands_on_its_own_line_and_a_thought_comes_before
     assert prompts.reasoning_messages(sample, think=False)[0]["content"][1]["text"] == QUESTION
     assert prompts.reasoning_messages(mask, think=True)[0]["content"][1]["text"] == "Segment the liver."
     thought, direct = (prompts.taught(sample, think).turns[0] for think in (True, False))
-    assert (thought.question, thought.answer) == (text, "<think>It is there.</think><answer>yes</answer>")
-    assert (direct.question, direct.answer) == (QUESTION, "yes")
+    assert (thought.question, thought.answer) == (text, "<think> It is there.</think><answer> yes</answer>")
+    assert (direct.question, direct.answer) == (QUESTION, " yes")
     assert prompts.taught(mask, think=True) == mask
 
 

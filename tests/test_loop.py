@@ -1,5 +1,7 @@
 """The training loop: it learns what it is told to and nothing else."""
 
+import copy
+
 import pytest
 import tiny
 import torch
@@ -41,6 +43,12 @@ def fit(model, samples, **more):
 def test_a_wrong_name_cannot_be_trained():
     with pytest.raises(ValueError, match=r"cannot train \['model.project'\]"):
         loop.train_only(tiny.fresh(), ["model.projector", "model.project"])
+
+
+def test_a_name_is_no_part_of_another_name():
+    part = torch.nn.Linear(1, 1, bias=False)
+    model = torch.nn.ModuleDict({"a": part, "ab": copy.deepcopy(part), "c": torch.nn.ModuleDict({"a": copy.deepcopy(part)})})
+    assert loop.train_only(model, ["a"]) == ["a.weight"]
 
 
 def test_what_trains_is_the_named_modules_and_parameters_alone():

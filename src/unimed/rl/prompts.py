@@ -18,12 +18,15 @@ def asked(sample: Sample, think: bool) -> Sample:
 
 
 def taught(sample: Sample, think: bool) -> Sample:
-    """The sample asked likewise and answered right: a thought and then the option's words, or those words alone."""
+    """The sample asked likewise and answered right: a thought and then the option's words, or those words alone.
+
+    Words follow a space, because tokenizers know them best that way; readers of answers strip it.
+    """
     turn = asked(sample, think).turns[-1]
     if not turn.options:
         return sample
     option = turn.options[ascii_uppercase.index(turn.solution)]
-    answer = f"<think>{turn.rationale}</think><answer>{option}</answer>" if think else option
+    answer = f"<think> {turn.rationale}</think><answer> {option}</answer>" if think else f" {option}"
     return _with_last(sample, replace(turn, answer=answer))
 
 
