@@ -17,17 +17,23 @@ def run(
     router: Input, reasoner: Output, seed: int, grpo: Grpo,
 ) -> None:  # fmt: skip
     """Train the reasoner on problems with options and, so that pointing is kept, on prompts for masks."""
-    made = assemble.trained_router(foundation, aligned, {"vqa": vqa_expert, "grounding": grounding_expert}, router)
+    experts = {"vqa": vqa_expert, "grounding": grounding_expert}
+    problems = samples.read(reasoning, shards, split="train", seed=seed)
+    prompts = samples.read(grounding, shards, split="train", seed=seed)
+    made = assemble.trained_router(foundation, aligned, experts, router)
     language = made.model.model.language_model
     names = adapters.add(language, "reasoner", grpo.rank, grpo.scaling, assemble.EXPERT_TARGETS)
     loop.train_only(made.model, [f"model.language_model.{name}" for name in names])
-    problems = samples.read(reasoning, shards, split="train", seed=seed)
-    prompts = samples.read(grounding, shards, split="train", seed=seed)
     shown = trainer.cold_start(made.model, made.processor, problems, prompts, grpo, seed)
     adapters.write(reasoner / "cold_start", adapters.taken(language, "reasoner"))
+    # Rewards start from what was stored, on a model that no other trainer has prepared.
+    made = assemble.trained_router(foundation, aligned, experts, router)
+    language = made.model.model.language_model
+    adapters.load(language, "reasoner", adapters.read(reasoner / "cold_start"))
+    loop.train_only(made.model, [f"model.language_model.{name}" for name in names])
     rewarded = trainer.reinforce(made.model, made.processor, problems, prompts, grpo, seed)
     adapters.write(reasoner, adapters.taken(language, "reasoner"))
-    parents = {"foundation": foundation, "aligned": aligned, "vqa": vqa_expert, "grounding": grounding_expert, "router": router}
+    parents = {"foundation": foundation, "aligned": aligned, **experts, "router": router}
     history = [{"phase": phase, **entry} for phase, entries in (("cold_start", shown), ("grpo", rewarded)) for entry in entries]
     artifacts.seal(reasoner, parents, history=history)
 
