@@ -5,9 +5,10 @@ import json
 import pytest
 import tiny
 import torch
+from safetensors.torch import save_file
 
 from unimed.errors import InputError
-from unimed.model import artifacts
+from unimed.model import adapters, artifacts, assemble
 
 TENSORS = {"b.weight": torch.arange(6.0).view(2, 3), "a": torch.ones(2)}
 
@@ -55,6 +56,44 @@ def test_a_missing_file_is_an_error_with_its_name(folder):
     (folder / artifacts.WEIGHTS).unlink()
     with pytest.raises(InputError, match=f"{artifacts.MANIFEST}: expected the file {artifacts.WEIGHTS}, found none"):
         artifacts.verify(folder)
+
+
+@pytest.mark.parametrize("name", ["extra.safetensors", "cold_start/adapter_config.json"])
+def test_a_file_that_the_manifest_does_not_know_is_an_error_with_its_name(folder, name):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("{}")
+    with pytest.raises(InputError, match=f"{artifacts.MANIFEST}: expected a list of all files of its folder, found nothing about {name}"):
+        artifacts.read(folder)
+
+
+def test_weights_that_the_manifest_does_not_know_are_never_loaded(tmp_path):
+    """An expert without tensors of its own, to which someone has added some."""
+    made = assemble.Assembled(tiny.stirred(), tiny.processor())
+    places = {name: tmp_path / name for name in ("foundation", "aligned", "vqa")}
+    assemble.write_foundation(places["foundation"], made)
+    artifacts.write(places["aligned"], artifacts.named(made.model, assemble.ALIGNED), {})
+    adapters.add(made.model.model.language_model, "vqa", 2, 2.0, tiny.TARGETS)
+    adapters.write(places["vqa"], adapters.taken(made.model.model.language_model, "vqa"))
+    artifacts.seal(places["vqa"], {})
+    assemble.expert(*places.values(), "vqa")
+    save_file({"grounding.seg_input": torch.zeros(32)}, places["vqa"] / artifacts.WEIGHTS)
+    with pytest.raises(InputError, match=f"found nothing about {artifacts.WEIGHTS}"):
+        assemble.expert(*places.values(), "vqa")
+
+
+def test_a_folder_without_tensors_cannot_stand_where_tensors_are_expected(tmp_path):
+    tmp_path.joinpath("adapter_config.json").write_text("{}")
+    artifacts.seal(tmp_path, {})
+    with pytest.raises(InputError, match=f"expected {artifacts.WEIGHTS} among its files, found none"):
+        artifacts.read(tmp_path)
+
+
+def test_a_sealed_folder_may_hold_another_as_the_foundation_does(tmp_path):
+    artifacts.write(tmp_path / "mask", TENSORS, {})
+    (tmp_path / "config.json").write_text("{}")
+    artifacts.seal(tmp_path, {})
+    assert list(artifacts.verify(tmp_path)["files"]) == ["config.json", f"mask/{artifacts.WEIGHTS}"]
+    assert artifacts.read(tmp_path / "mask").keys() == TENSORS.keys()
 
 
 def test_a_folder_without_a_manifest_is_an_error_with_its_name(tmp_path):

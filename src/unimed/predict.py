@@ -41,13 +41,14 @@ def predict(model: Path, image: Path, question: str, regions: list[str], out: Pa
 
 def load(model: Path) -> assemble.Assembled:
     """The model of a stage's folder, its parts found beside it and verified by hash."""
-    parents = artifacts.verify(model)["parents"]
+    manifest = artifacts.verify(model)
+    parents = manifest["parents"]
     if "router" in parents:
         return assemble.with_reasoner(model)
     if "vqa" in parents and "grounding" in parents:
         return assemble.with_router(model)
     if "aligned" in parents:
-        name = "grounding" if (model / artifacts.WEIGHTS).is_file() else "vqa"
+        name = "grounding" if artifacts.WEIGHTS in manifest["files"] else "vqa"
         return assemble.expert(artifacts.parent(model, "foundation"), artifacts.parent(model, "aligned"), model, name)
     raise InputError(f"{model}: expected the folder of an expert, a router or a reasoner, found parents {sorted(parents)}")
 

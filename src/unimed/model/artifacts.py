@@ -23,17 +23,21 @@ def sha256(path: Path) -> str:
 
 def seal(folder: Path, parents: Mapping[str, Path], **facts: Any) -> None:
     """Write the manifest: every file's hash, every parent's place and manifest hash, and the facts given. Call it last."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     manifest = {
-        "files": {str(path.relative_to(folder)): sha256(path) for path in files},
+        "files": {name: sha256(folder / name) for name in _files(folder)},
         "parents": {name: {"path": f"../{path.name}", "sha256": sha256(path / MANIFEST)} for name, path in sorted(parents.items())},
         **facts,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 
 
+def _files(folder: Path) -> list[str]:
+    """What a manifest speaks of: every file of a folder and the folders in it, manifests aside."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+
+
 def verify(folder: Path) -> dict[str, Any]:
-    """The folder's manifest, after every file it names was found with its hash. Raises InputError otherwise."""
+    """The folder's manifest, after every file it names, and no other, was found with its hash. Raises InputError otherwise."""
     path = folder / MANIFEST
     if not path.is_file():
         raise InputError(f"expected a model folder with a {MANIFEST}, found none in {folder}")
@@ -44,6 +48,8 @@ def verify(folder: Path) -> dict[str, Any]:
             raise InputError(f"{path}: expected the file {name}, found none")
         if (found := sha256(file)) != expected:
             raise InputError(f"{file}: expected sha256 {expected}, found {found}")
+    if unknown := [name for name in _files(folder) if name not in manifest["files"]]:
+        raise InputError(f"{path}: expected a list of all files of its folder, found nothing about {unknown[0]}")
     return manifest
 
 
@@ -77,8 +83,9 @@ def write(folder: Path, tensors: Mapping[str, Tensor], parents: Mapping[str, Pat
 
 
 def read(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a sealed folder, after it was verified."""
-    verify(folder)
+    """The tensors of a sealed folder, after it was verified. Raises InputError when it has none."""
+    if WEIGHTS not in verify(folder)["files"]:
+        raise InputError(f"{folder / MANIFEST}: expected {WEIGHTS} among its files, found none")
     return load_file(folder / WEIGHTS)
 
 

@@ -78,9 +78,9 @@ def aligned(foundation_folder: Path, folder: Path) -> Assembled:
 def expert(foundation_folder: Path, aligned_folder: Path, folder: Path, name: str) -> Assembled:
     """The aligned model with one expert, as it was at the end of its stage."""
     made = aligned(foundation_folder, aligned_folder)
-    artifacts.verify(folder)
+    listed = artifacts.verify(folder)["files"]
     adapters.load(made.model.model.language_model, name, adapters.read(folder))
-    if (folder / artifacts.WEIGHTS).is_file():
+    if artifacts.WEIGHTS in listed:
         artifacts.load(made.model, load_file(folder / artifacts.WEIGHTS), folder)
     return made
 
@@ -88,7 +88,8 @@ def expert(foundation_folder: Path, aligned_folder: Path, folder: Path, name: st
 def routed(foundation_folder: Path, aligned_folder: Path, expert_folders: dict[str, Path], router: MoeRouter) -> Assembled:
     """The aligned model with all experts stacked beside the language model's linears and untrained routers over them."""
     made = aligned(foundation_folder, aligned_folder)
-    found = {name: adapters.read(folder) for name, folder in expert_folders.items() if artifacts.verify(folder)}
+    listed = {folder: artifacts.verify(folder)["files"] for folder in expert_folders.values()}
+    found = {name: adapters.read(folder) for name, folder in expert_folders.items()}
     config = made.model.config
     config.experts = list(found)
     config.expert_ranks = [adapter.rank for adapter in found.values()]
@@ -100,8 +101,8 @@ def routed(foundation_folder: Path, aligned_folder: Path, expert_folders: dict[s
     artifacts.load(made.model, plain, aligned_folder)
     stacked = experts.stack({name: adapter.tensors for name, adapter in found.items()}, config)
     artifacts.load(made.model.model.language_model, stacked, aligned_folder)
-    for folder in expert_folders.values():
-        if (folder / artifacts.WEIGHTS).is_file():
+    for folder, files in listed.items():
+        if artifacts.WEIGHTS in files:
             artifacts.load(made.model, load_file(folder / artifacts.WEIGHTS), folder)
     return made
 
