@@ -184,6 +184,33 @@ def test_the_z_loss_is_the_squared_log_of_the_summed_exponentials():
     assert experts.z_loss(logits).item() == pytest.approx((math.log(2) ** 2 + math.log(4) ** 2) / 2)
 
 
+@pytest.mark.parametrize("level", ["sequence", "token"])
+def test_decisions_are_those_of_the_rows_on_their_own_so_padding_weighs_nothing(singles, level):
+    model, questions = routed(singles, level, "soft"), ("<image>Is it?", "<image>Which structure is marked, and is there a nodule?")
+    for router in routers(model):
+        torch.nn.init.normal_(router.linear.weight, generator=torch.Generator().manual_seed(2))
+
+    def decided(given):
+        logits(model, given)
+        return experts.take_decisions(model, given["attention_mask"].bool())
+
+    pictures, texts = [tiny.picture(seed) for seed in range(2)], tiny.ask(*questions)
+    together, apart = tiny.inputs(pictures, *texts), [tiny.inputs([shown], text) for shown, text in zip(pictures, texts, strict=True)]
+    expected = torch.cat([decided(given) for given in apart], 1)
+    assert (together["attention_mask"] == 0).any()
+    assert expected.shape[1] == (2 if level == "sequence" else together["attention_mask"].sum())
+    torch.testing.assert_close(decided(together), expected, **CLOSE)
+
+
+def test_decisions_can_be_taken_once(singles):
+    model, given = routed(singles, "token", "soft"), inputs()
+    mask = given["attention_mask"].bool()
+    logits(model, given)
+    experts.take_decisions(model, mask)
+    with pytest.raises(RuntimeError, match="expected every router to have decided since its logits were taken, found nothing in layer 0"):
+        experts.take_decisions(model, mask)
+
+
 def test_a_copied_model_routes_by_its_own_routers(singles):
     model, given = routed(singles, "sequence", "soft"), inputs()
     other = copy.deepcopy(model)

@@ -1,12 +1,16 @@
 """The training loop: it learns what it is told to and nothing else."""
 
 import copy
+import dataclasses
+import itertools
 
 import pytest
 import tiny
 import torch
+from transformers import TrainerControl, TrainerState
 
 from unimed.config import MaskLoss, Optimisation, RouterLoss
+from unimed.data.samples import Samples
 from unimed.errors import InputError
 from unimed.model import assemble
 from unimed.train import loop, losses
@@ -121,6 +125,59 @@ def test_a_parameter_that_should_train_but_has_no_gradient_stops_the_run(samples
         fit(model, samples)
 
 
+def test_a_frozen_parameter_with_a_gradient_stops_the_run():
+    model = torch.nn.ModuleDict({"trained": torch.nn.Linear(1, 1, bias=False), "frozen": torch.nn.Linear(1, 1, bias=False)})
+    model["trained"](model["frozen"](torch.ones(1, 1))).backward()
+    loop.train_only(model, ["trained"])
+    about = loop.arguments(Optimisation(**SETTINGS), 0), TrainerState(), TrainerControl()
+    with pytest.raises(RuntimeError, match=r"found otherwise for \['frozen.weight'\] and 1 in all"):
+        loop.Progress("tiny", 1).on_pre_optimizer_step(*about, model=model)
+
+
+def absent(folder, seed):
+    """A sample that asks for a mask of what is not there."""
+    return tiny.sample(folder, tiny.turn("Segment the nodule.", "There is no nodule."), seed=seed)
+
+
+class Late:
+    """Epochs of two samples; only the later ones have masks."""
+
+    def __init__(self, folder, samples):
+        self.first, self.later = [absent(folder, seed) for seed in (20, 21)], [samples[1], samples[3]]
+
+    def __len__(self):
+        return 2
+
+    def at_epoch(self, epoch):
+        return self.later if epoch else self.first
+
+
+def test_what_only_masks_teach_waits_for_the_first_batch_that_has_one(samples, tmp_path):
+    model = tiny.stirred()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trained = loop.train_only(model, assemble.GROUNDING)
+    fit(model, Late(tmp_path, samples), batch_size=2, max_steps=2, mask_loss=WEIGHTS)
+    assert {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])} == set(trained)
+
+
+def test_what_has_no_gradient_although_there_were_masks_stops_the_run_at_the_first_of_them(samples, tmp_path):
+    model = tiny.stirred()
+    loop.train_only(model, ["model.projector", "grounding.text_hidden_fcs", "grounding.sam.mask_decoder.iou_prediction_head"])
+    with pytest.raises(RuntimeError, match="expected a gradient for exactly what trains, found otherwise for .*iou_prediction_head"):
+        fit(model, Late(tmp_path, samples), batch_size=2, max_steps=2, mask_loss=WEIGHTS)
+
+
+def test_a_run_without_a_single_mask_ends_with_a_warning_that_names_what_it_did_not_train(tmp_path, caplog):
+    model = tiny.stirred()
+    loop.train_only(model, ["model.projector", "grounding.text_hidden_fcs"])
+    with caplog.at_level("WARNING", logger="train"):
+        fit(model, tiny.samples(absent(tmp_path, 20)), batch_size=1, max_steps=2, mask_loss=WEIGHTS)
+    [said] = [record.getMessage() for record in caplog.records if record.name == "train"]
+    names = [name for name, value in model.named_parameters() if value.requires_grad and name.startswith("grounding.")]
+    expected = f"{', '.join(sorted(names))} and {len(names)} in all"
+    assert said == f"tiny: no sample had a target mask, so these parameters stayed as they were: {expected}"
+
+
 def test_no_samples_are_an_error():
     with pytest.raises(InputError, match="expected at least one training sample, found none"):
         loop.Draws(tiny.samples(), 4, seed=0)
@@ -136,6 +193,20 @@ def test_every_epoch_holds_every_sample_once_in_an_order_of_its_own(samples):
     assert names == [again[number].sample_id for number in range(24)]
     other = loop.Draws(samples, 24, seed=1)
     assert names != [other[number].sample_id for number in range(24)]
+
+
+def test_every_epoch_is_whole_when_joined_turns_make_epochs_of_different_length(tmp_path):
+    turns = [[tiny.turn(question, "no") for question in asked] for asked in ("ab", "c", "de", "f")]
+    same = tiny.sample(tmp_path, *turns[0])
+    joined = Samples((tuple(dataclasses.replace(same, turns=tuple(said)) for said in turns),), (), joined_turns=3, seed=0)
+    lengths = [len(joined.at_epoch(epoch)) for epoch in range(8)]
+    assert len(set(lengths)) > 1
+    draws = loop.Draws(joined.at_epoch(0), sum(lengths), seed=0)
+    found = [draws[number] for number in range(len(draws))]
+    assert [draws[number] for number in reversed(range(len(draws)))] == found[::-1]
+    for start, length in zip(itertools.accumulate(lengths, initial=0), lengths, strict=False):
+        questions = [turn.question for sample in found[start : start + length] for turn in sample.turns]
+        assert sorted(questions) == [turn.question for said in turns for turn in said]
 
 
 def test_mask_terms_compare_at_the_size_of_the_target():

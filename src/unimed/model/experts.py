@@ -135,7 +135,21 @@ def unstack(tensors: Mapping[str, Tensor], config: UniMedConfig) -> dict[str, di
     return adapters
 
 
-def balance_loss(logits: Float[Tensor, "layer token expert"]) -> Float[Tensor, ""]:
+def take_decisions(model: nn.Module, mask: Bool[Tensor, "batch seq"]) -> Float[Tensor, "layer decision expert"]:
+    """The routers' logits of the pass just made: on the token level one for each position of `mask`, else one per sequence.
+
+    They can be taken once. Raises RuntimeError for a router that has decided nothing since.
+    """
+    routers = [module for module in model.modules() if isinstance(module, Router)]
+    if idle := [router.layer for router in routers if router.logits is None]:
+        raise RuntimeError(f"expected every router to have decided since its logits were taken, found nothing in layer {idle[0]}")
+    logits = torch.stack([router.logits for router in routers])
+    for router in routers:
+        router.logits = None
+    return logits[:, mask] if routers[0].level == "token" else logits.squeeze(2)
+
+
+def balance_loss(logits: Float[Tensor, "layer decision expert"]) -> Float[Tensor, ""]:
     """Number of experts times the sum over experts of the squared mean share; 1 when used evenly, more when one takes all.
 
     Switch Transformer, Fedus et al. 2021, arXiv:2101.03961, eq. 4, with soft shares on both sides.
@@ -144,7 +158,7 @@ def balance_loss(logits: Float[Tensor, "layer token expert"]) -> Float[Tensor, "
     return (share.shape[-1] * share.square().sum(-1)).mean()
 
 
-def z_loss(logits: Float[Tensor, "layer token expert"]) -> Float[Tensor, ""]:
+def z_loss(logits: Float[Tensor, "layer decision expert"]) -> Float[Tensor, ""]:
     """Mean squared log-sum-exp of the router's logits; keeps them small. ST-MoE, Zoph et al. 2022, arXiv:2202.08906, eq. 5."""
     return logits.logsumexp(-1).square().mean()
 

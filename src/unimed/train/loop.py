@@ -1,11 +1,13 @@
 """The one loop of stages 1 to 4: transformers' Trainer, told what trains, which samples come and which losses count."""
 
+import logging
 import random
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
@@ -20,6 +22,10 @@ from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.progress import Ticker
 from unimed.train import losses
 from unimed.train.batch import Batch, Collator
+
+logger = logging.getLogger("train")
+TAUGHT_BY_MASKS = ("grounding.sam.", "grounding.text_hidden_fcs.")
+"""How the names of parameters begin that have no gradient from a batch without target masks."""
 
 
 @runtime_checkable
@@ -48,31 +54,44 @@ def train_only(model: nn.Module, names: Sequence[str]) -> list[str]:
 
 
 class Draws(Dataset):
-    """As many samples as a run takes: one epoch after the other, each shuffled anew from the seed."""
+    """As many samples as a run takes: one epoch after the other, each whole and shuffled anew from the seed."""
 
     def __init__(self, epochs: Epochs, length: int, seed: int):
         if not len(epochs):
             raise InputError("expected at least one training sample, found none: the subset's train split is empty")
         self.epochs, self.length, self.seed = epochs, length, seed
+        # Where each epoch so far begins, and the next one: epochs may differ in length.
+        self.starts = [0]
         self.drawn: tuple[int, list[int], Sequence[Sample]] = (-1, [], ())
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> Sample:
-        epoch, place = divmod(index, len(self.epochs))
+        while self.starts[-1] <= index:
+            self.starts.append(self.starts[-1] + len(self._epoch(len(self.starts) - 1)[0]))
+        epoch = bisect_right(self.starts, index) - 1
+        order, samples = self._epoch(epoch)
+        return samples[order[index - self.starts[epoch]]]
+
+    def _epoch(self, epoch: int) -> tuple[list[int], Sequence[Sample]]:
+        """The order of an epoch and its samples; the last one asked for is kept."""
         if self.drawn[0] != epoch:
             samples = self.epochs.at_epoch(epoch)
             self.drawn = (epoch, random.Random(f"{self.seed}/{epoch}").sample(range(len(samples)), len(samples)), samples)
-        return self.drawn[2][self.drawn[1][place % len(self.drawn[1])]]
+        return self.drawn[1:]
 
 
 class Progress(TrainerCallback):
-    """Shows every step, checks the first step's gradients, and hands what the trainer logs to tracking."""
+    """Shows every step, checks that exactly what trains gets gradients, and hands what the trainer logs to tracking."""
 
     def __init__(self, label: str, total: int):
         self.ticker = Ticker(total, label)
         self.losses: dict[str, float] = {}
+        # Whether any batch had target masks; the trainer says so.
+        self.masked = False
+        # What trains and never had a gradient; None before the first step.
+        self.waiting: set[str] | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.ticker.__enter__()
@@ -80,11 +99,19 @@ class Progress(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        """Raise RuntimeError when something that should train has no gradient, or something frozen has one."""
-        if state.global_step == 0:
-            wrong = [name for name, parameter in model.named_parameters() if parameter.requires_grad != (parameter.grad is not None)]
-            if wrong:
-                raise RuntimeError(f"expected a gradient for exactly what trains, found otherwise for {wrong[:5]} and {len(wrong)} in all")
+        """Raise RuntimeError when something that should train has no gradient, or something frozen has one.
+
+        What only masks teach may wait for the first batch that has one. Nothing is looked at once all have had a gradient.
+        """
+        if self.waiting == set():
+            return
+        parameters = dict(model.named_parameters())
+        trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
+        without = {name for name, parameter in parameters.items() if parameter.grad is None}
+        self.waiting = without & (trained if self.waiting is None else self.waiting)
+        excused = {name for name in self.waiting if name.startswith(TAUGHT_BY_MASKS) and not self.masked}
+        if wrong := sorted((parameters.keys() - trained - without) | (self.waiting - excused)):
+            raise RuntimeError(f"expected a gradient for exactly what trains, found otherwise for {wrong[:5]} and {len(wrong)} in all")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.ticker.advance(1, **self.losses)
@@ -96,6 +123,9 @@ class Progress(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.ticker.__exit__(None, None, None)
+        if self.waiting:
+            found = f"{', '.join(sorted(self.waiting)[:5])} and {len(self.waiting)} in all"
+            logger.warning("%s: no sample had a target mask, so these parameters stayed as they were: %s", self.ticker.label, found)
 
 
 class StageTrainer(Trainer):
@@ -103,17 +133,19 @@ class StageTrainer(Trainer):
 
     mask_loss: MaskLoss | None = None
     router_loss: RouterLoss | None = None
+    progress: Progress
 
     def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, **kwargs: Any) -> Any:
         """The loss of one batch; FloatingPointError, with the step and the parts, when it is not finite."""
         inputs = dict(inputs)
         masks = inputs.pop("masks", None)
+        self.progress.masked |= masks is not None
         outputs = model(**inputs, segment=masks is not None)
         parts = {"words": outputs.loss}
         if masks is not None and self.mask_loss is not None:
             parts |= mask_terms(outputs.mask_logits, masks, self.mask_loss)
         if self.router_loss is not None:
-            parts |= router_terms(model, self.router_loss)
+            parts |= router_terms(model, inputs["attention_mask"].bool(), self.router_loss)
         loss = torch.stack(list(parts.values())).sum()
         if not torch.isfinite(loss):
             raise FloatingPointError(f"expected a finite loss at step {self.state.global_step}, found {parts}")
@@ -140,9 +172,12 @@ def mask_terms(low: Float[Tensor, "mask low low"], target: Float[Tensor, "mask s
     }
 
 
-def router_terms(model: nn.Module, weights: RouterLoss) -> dict[str, Tensor]:
-    """Balance and z-loss over the routers of the last forward pass."""
-    logits = torch.stack([m.logits.flatten(0, 1) for m in model.modules() if isinstance(m, experts.Router)])
+def router_terms(model: nn.Module, mask: Bool[Tensor, "batch seq"], weights: RouterLoss) -> dict[str, Tensor]:
+    """Balance and z-loss over what the routers decided in the forward pass just made.
+
+    On the token level every position that is no padding counts, image positions too; on the sequence level every sequence once.
+    """
+    logits = experts.take_decisions(model, mask)
     return {
         "balance": weights.balance_weight * experts.balance_loss(logits),
         "z": weights.z_weight * experts.z_loss(logits),
@@ -160,16 +195,16 @@ def fit(
     router_loss: RouterLoss | None = None,
 ) -> list[dict[str, float]]:
     """Train what requires a gradient for `settings.max_steps` optimizer steps; returns what was logged, in evaluation mode."""
-    draws = Draws(epochs, settings.max_steps * settings.batch_size, seed)
+    draws, progress = Draws(epochs, settings.max_steps * settings.batch_size, seed), Progress(label, settings.max_steps)
     trainer = StageTrainer(
         model=model,
         args=arguments(settings, seed),
         train_dataset=draws,
         data_collator=collator,
-        callbacks=[Progress(label, settings.max_steps)],
+        callbacks=[progress],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.mask_loss, trainer.router_loss = mask_loss, router_loss
+    trainer.mask_loss, trainer.router_loss, trainer.progress = mask_loss, router_loss, progress
     trainer.train()
     model.eval()
     return [{name: float(value) for name, value in entry.items()} for entry in trainer.state.log_history if "loss" in entry]
