@@ -23,6 +23,15 @@ FORGETFUL_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
+WORDY_TEMPLATE = (
+    "\n{% macro head(name, number) %}{{ name + ' ' + number|string + ':<|user|>' }}{% endmacro %}"
+    "{% if messages[0]['role'] == 'user' %}{% set first = messages[0] %}{% set messages = messages[1:] %}{% endif %}"
+    "{{ bos_token or 'Medical images. ' }}{{ head('user', 0) + first['content'] + '<|end|>;\n' }}"
+    "{% for m in messages %}{{ head(m['role'], loop.index) + m['content'] + '<|end|>;' }}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ head('assistant', messages|length + 1) }}{% endif %}"
+)
+"""A template that opens with a line and words of its own, puts the first turn aside, numbers the rest and goes on after their ends."""
+
 
 @pytest.fixture
 def processor():
@@ -104,10 +113,44 @@ def test_another_text_may_be_asked_of_the_same_samples(processor, samples):
 
 def test_answer_spans_are_the_answers_and_their_ends(processor, samples):
     conversation = batch.messages(samples[0])
-    text = processor.apply_chat_template(conversation)
-    assert [text[start:end] for start, end in batch.answer_spans(processor, conversation)] == [
-        "no<|end|>", "  the liver, 37 °C\n<|end|>", "It is <SEG>.<|end|>",
-    ]  # fmt: skip
+    text, spans = batch.rendered(processor, conversation)
+    assert text == processor.apply_chat_template(conversation)
+    assert [text[start:end] for start, end in spans] == ["no<|end|>", "  the liver, 37 °C\n<|end|>", "It is <SEG>.<|end|>"]
+
+
+def literally(processor, conversation) -> list[int]:
+    """The labels of one conversation, each character of it asked whether it came with an answer."""
+    text, owner = "", []
+    for number, message in enumerate(conversation, 1):
+        is_answer = message["role"] == "assistant"
+        for so_far, mine in ((number - is_answer, False), (number, is_answer)):
+            grown = processor.apply_chat_template(conversation[:so_far], add_generation_prompt=is_answer and not mine)
+            owner += [mine] * (len(grown) - len(text))
+            text = grown
+    expanded, owners = "", []
+    for place, mine in enumerate(owner):
+        more = text[place] if not text.startswith("<image>", place) else "<image>" * (processor.tokens_per_image - 1) + "<"
+        expanded, owners = expanded + more, owners + [mine] * len(more)
+    assert expanded == processor.expand(text)
+    encoded = processor.tokenizer(expanded, return_offsets_mapping=True, add_special_tokens=False)
+    pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    return [number if all(owners[start:end]) else IGNORED for number, (start, end) in pairs]
+
+
+@pytest.mark.parametrize("template", [None, WORDY_TEMPLATE], ids=["own", "wordy"])
+def test_labels_are_those_of_asking_every_character_whether_it_came_with_an_answer(processor, samples, template):
+    processor = with_template(processor, template or processor.tokenizer.chat_template)
+    said = [batch.messages(sample) for sample in samples]
+    conversations = [*said, said[0][:3], said[0][:1], said[0] * 4]
+    found = batch.labelled(processor, conversations)
+    for labels, kept, conversation in zip(found["labels"], found["attention_mask"].bool(), conversations, strict=True):
+        assert labels[kept].tolist() == literally(processor, conversation)
+        assert (labels[~kept] == IGNORED).all()
+
+
+def test_a_conversation_without_a_message_is_refused(processor):
+    with pytest.raises(InputError, match="expected a conversation of at least one message, found an empty one"):
+        batch.labelled(processor, [[]])
 
 
 def with_template(processor, template) -> UniMedProcessor:

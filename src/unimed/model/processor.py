@@ -138,6 +138,7 @@ def _parts(message: Message) -> list[dict[str, Any]]:
 
 def _plain(message: Message) -> Message:
     """A message whose content is one string, with `<image>` where an image part stood."""
+    if not isinstance(message["content"], list):
+        return message
     words = {"image": lambda part: IMAGE + "\n", "text": lambda part: part["text"]}
-    parts = _parts(message)
-    return {**message, "content": "".join(words[part["type"]](part) for part in parts)} if parts else message
+    return {**message, "content": "".join(words[part["type"]](part) for part in message["content"])}

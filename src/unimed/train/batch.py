@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from unimed.data.samples import Sample
@@ -12,6 +13,7 @@ from unimed.model.processor import Message, Picture, UniMedProcessor
 
 IGNORED = -100
 Batch = dict[str, Tensor]
+Spans = list[tuple[int, int]]
 
 
 def messages(sample: Sample) -> list[Message]:
@@ -29,20 +31,21 @@ def picture(sample: Sample) -> Picture:
     return Picture(sample.load_image(), tuple(mask for turn in sample.turns for mask in turn.regions))
 
 
-def answer_spans(processor: UniMedProcessor, conversation: Sequence[Message]) -> list[tuple[int, int]]:
-    """Where in the rendered text each answer lies, end-of-turn included, as character positions.
+def rendered(processor: UniMedProcessor, conversation: Sequence[Message]) -> tuple[str, Spans]:
+    """A conversation as text, and where in it each answer lies, end-of-turn included, as character positions.
 
     The template is asked, not parsed: an answer is what the text grows by when its turn is added. Raises InputError for a
     template that rewrites earlier turns.
     """
-    whole, spans = processor.apply_chat_template(list(conversation)), []
-    for end in range(2, len(conversation) + 1, 2):
-        before = processor.apply_chat_template(list(conversation[: end - 1]), add_generation_prompt=True)
-        after = processor.apply_chat_template(list(conversation[:end]))
-        if not (whole.startswith(after) and after.startswith(before)):
-            raise InputError("expected a chat template that only appends, found one that rewrites earlier turns")
-        spans.append((len(before), len(after)))
-    return spans
+    if not conversation:
+        raise InputError("expected a conversation of at least one message, found an empty one")
+    said, size = list(conversation), len(conversation)
+    befores = [processor.apply_chat_template(said[:end], add_generation_prompt=True) for end in range(1, size, 2)]
+    afters = [processor.apply_chat_template(said[:end]) for end in sorted({*range(2, size + 1, 2), size})]
+    spans = list(zip(befores, afters, strict=False))
+    if not all(afters[-1].startswith(after) and after.startswith(before) for before, after in spans):
+        raise InputError("expected a chat template that only appends, found one that rewrites earlier turns")
+    return afters[-1], [(len(before), len(after)) for before, after in spans]
 
 
 def labelled(processor: UniMedProcessor, conversations: Sequence[Sequence[Message]]) -> Batch:
@@ -50,20 +53,24 @@ def labelled(processor: UniMedProcessor, conversations: Sequence[Sequence[Messag
 
     Raises InputError for a template after which the first token of an answer would hold more than the answer.
     """
-    texts = [processor.apply_chat_template(list(conversation)) for conversation in conversations]
-    expanded = [processor.expand(text) for text in texts]
-    encoded = processor.tokenizer(expanded, padding=True, return_tensors="pt", return_offsets_mapping=True, add_special_tokens=False)
-    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    answer = torch.zeros_like(ids, dtype=torch.bool)
-    for row, (text, conversation) in enumerate(zip(texts, conversations, strict=True)):
-        first, last = offsets[row].unbind(1)
-        for start, end in answer_spans(processor, conversation):
-            shift = len(processor.expand(text[:start])) - start
-            if bool(((first < start + shift) & (last > start + shift)).any()):
-                raise InputError("expected a chat template whose answers begin with a token of their own, found one that joins them on")
-            answer[row] |= (first >= start + shift) & (last <= end + shift)
-    answer &= encoded["attention_mask"].bool()
-    return {"input_ids": ids, "attention_mask": encoded["attention_mask"], "labels": ids.where(answer, torch.tensor(IGNORED))}
+    found = [rendered(processor, conversation) for conversation in conversations]
+    expanded = [processor.expand(text) for text, _ in found]
+    encoded = processor.tokenizer(expanded, padding=True, return_offsets_mapping=True, add_special_tokens=False)
+    # Through numpy, because the tokenizer's own way to tensors takes every pair of offsets apart in Python.
+    ids, mask, offsets = (np.array(encoded[name], dtype=np.int64) for name in ("input_ids", "attention_mask", "offset_mapping"))
+    answer = [_answered(processor, text, spans, row) for (text, spans), row in zip(found, offsets, strict=True)]
+    labels = np.where(np.stack(answer) & mask.astype(bool), ids, IGNORED)
+    return {name: torch.from_numpy(made) for name, made in (("input_ids", ids), ("attention_mask", mask), ("labels", labels))}
+
+
+def _answered(processor: UniMedProcessor, text: str, spans: Spans, offsets: Int[np.ndarray, "seq 2"]) -> Bool[np.ndarray, " seq"]:
+    """Which tokens lie within an answer, from their places in the text after its images were expanded."""
+    shifts = [len(processor.expand(text[:start])) - start for start, _ in spans]
+    starts, ends = np.hsplit(np.reshape(spans, (-1, 2)) + np.reshape(shifts, (-1, 1)), 2)
+    first, last = offsets.T
+    if ((first < starts) & (last > starts)).any():
+        raise InputError("expected a chat template whose answers begin with a token of their own, found one that joins them on")
+    return ((first >= starts) & (last <= ends)).any(0)
 
 
 class Collator:
