@@ -1,5 +1,6 @@
 """The border of a component: flags, params, outputs, errors."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -127,3 +128,18 @@ def test_step_starts_without_heavy_imports():
     code = "import sys, unimed.step; print({'torch', 'mlflow', 'pandas', 'numpy', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_deepspeed_says_nothing_of_a_missing_accelerator_and_still_says_other_things():
+    code = """if True:
+        from unimed import environment
+        environment.settle()
+        environment.start_logging()
+        from deepspeed.accelerator import get_accelerator
+        from deepspeed.utils import logger
+        logger.warning(f"other things about {get_accelerator().device_name()}")
+    """
+    known = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"} | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=known)
+    assert done.stdout.endswith("] other things about cpu\n")
+    assert "Setting accelerator" not in done.stdout + done.stderr

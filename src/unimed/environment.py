@@ -7,6 +7,8 @@ DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "1",
     "GX_ANALYTICS_ENABLED": "false",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers' bars, too
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
     "MLFLOW_CONFIGURE_LOGGING": "false",
@@ -31,3 +33,10 @@ def start_logging() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", datefmt="%H:%M:%S", force=True)
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    # A filter, because DeepSpeed sets its logger's level when it is imported.
+    logging.getLogger("DeepSpeed").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a message of DeepSpeed's says more than that this machine has no accelerator."""
+    return not record.getMessage().startswith("Setting accelerator to CPU")
