@@ -15,6 +15,7 @@ from problems import (
     built,
     generated,
     marked,
+    plain,
     pointing,
     problem,
     settings,
@@ -168,7 +169,8 @@ def test_answers_are_used_again_and_the_reference_is_the_policy_at_the_start(tmp
 def test_without_a_rationale_there_is_no_cold_start_and_one_line_says_so(tmp_path, model, caplog):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with caplog.at_level(logging.INFO, logger="grpo"):
-        history = trainer.cold_start(model, tiny.processor(), [problem(tmp_path, rationale="")], [pointing(tmp_path)], settings(), seed=0)
+        samples = [problem(tmp_path, rationale="")], [], [pointing(tmp_path)]
+        history = trainer.cold_start(model, tiny.processor(), *samples, settings(), seed=0)
     assert history == []
     assert [record.getMessage() for record in caplog.records] == ["no cold start: none of 1 problems has a rationale"]
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -177,9 +179,9 @@ def test_without_a_rationale_there_is_no_cold_start_and_one_line_says_so(tmp_pat
 @pytest.mark.slow
 def test_a_cold_start_teaches_thoughts_direct_answers_and_masks(tmp_path, model):
     start = OPTIMISATION | {"batch_size": 4, "max_steps": 30}
-    samples = [problem(tmp_path), marked(tmp_path)], [pointing(tmp_path)]
+    samples = [problem(tmp_path), marked(tmp_path)], [plain(tmp_path)], [pointing(tmp_path)]
     history = trainer.cold_start(
-        model, tiny.processor(), *samples, settings(cold_start=start, direct_share=0.25, grounding_share=0.25), seed=0
+        model, tiny.processor(), *samples, settings(cold_start=start, direct_share=0.25, vqa_share=0.1, grounding_share=0.25), seed=0
     )
     assert history[-1]["loss_words"] < 0.6 * history[0]["loss_words"]
     assert any("loss_dice" in entry for entry in history)

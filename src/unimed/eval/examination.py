@@ -52,10 +52,13 @@ class Examination:
     router_use: list[dict[str, Any]] = field(default_factory=list)
 
     def held_out(self, task: str) -> list[Sample]:
-        """The test samples of a task; with `max_items` the same random ones for every model."""
-        found = list(samples.read(self.folders.data[task], self.folders.shards, split="test"))
-        most = self.settings.max_items
-        return found if most is None or most >= len(found) else random.Random(f"{self.seed}/{task}").sample(found, most)
+        """The test samples of a task; with `max_items` at most so many of each question type, the same random ones for every model."""
+        kinds: dict[str, list[Sample]] = {}
+        for sample in samples.read(self.folders.data[task], self.folders.shards, split="test"):
+            kinds.setdefault(sample.turns[-1].question_type, []).append(sample)
+        most, draw = self.settings.max_items, random.Random(f"{self.seed}/{task}")
+        chosen = [found if most is None else draw.sample(found, min(most, len(found))) for _, found in sorted(kinds.items())]
+        return [sample for found in chosen for sample in found]
 
     def ask(self, made: Assembled, *askings: Asking) -> None:
         """Score a model on the held-out samples of each asking's task."""
@@ -75,7 +78,12 @@ class Examination:
         )
         self.ask(assemble.expert(f.foundation, f.without_detail, f.without_detail, "vqa"), Asking("without_detail", "vqa"))
         pointing = assemble.expert(f.foundation, f.aligned, f.grounding_expert, "grounding")
-        self.ask(pointing, Asking("grounding_expert", "grounding"), Asking("grounding_expert", "grounding", "blind", blank=True))
+        self.ask(
+            pointing,
+            Asking("grounding_expert", "grounding"),
+            Asking("grounding_expert", "grounding", "blind", blank=True),
+            Asking("grounding_expert", "vqa"),
+        )
         self._examine_router()
         self._examine_reasoner()
         self._answer_by_vocabulary()

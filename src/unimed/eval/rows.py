@@ -91,7 +91,7 @@ def _grounding(s: Scores) -> list[Row]:
     return [
         s.row(stage, "mDice (baseline: image blanked)", s.targets(stage), s.targets(stage, "blind")),
         s.row(stage, "SEG emitted where a target is present", s.targets(stage), value=points),
-        s.row(stage, "SEG emitted on questions", s.closed(stage), value=points),
+        s.row(stage, "SEG emitted on questions", s.of(stage, "vqa"), value=points),
         s.row(stage, "absent target refused (baseline: image blanked)", s.targets(stage, present=False), s.targets(stage, "blind", False)),
     ]
 
