@@ -13,24 +13,20 @@ from unimed.train import loop
 
 
 def run(
-    reasoning: Input, grounding: Input, shards: Input, foundation: Input, aligned: Input, vqa_expert: Input, grounding_expert: Input,
-    router: Input, reasoner: Output, seed: int, grpo: Grpo,
+    reasoning: Input, vqa: Input, grounding: Input, shards: Input, foundation: Input, aligned: Input, vqa_expert: Input,
+    grounding_expert: Input, router: Input, reasoner: Output, seed: int, grpo: Grpo,
 ) -> None:  # fmt: skip
-    """Train the reasoner on problems with options and, so that pointing is kept, on prompts for masks."""
+    """Train the reasoner on problems with options and, so that the experts' tasks are kept, on questions and prompts for masks."""
     experts = {"vqa": vqa_expert, "grounding": grounding_expert}
     problems = samples.read(reasoning, shards, split="train", seed=seed)
+    questions = samples.read(vqa, shards, split="train", seed=seed)
     prompts = samples.read(grounding, shards, split="train", seed=seed)
     made = assemble.trained_router(foundation, aligned, experts, router)
     language = made.model.model.language_model
     names = adapters.add(language, "reasoner", grpo.rank, grpo.scaling, assemble.EXPERT_TARGETS)
     loop.train_only(made.model, [f"model.language_model.{name}" for name in names])
-    shown = trainer.cold_start(made.model, made.processor, problems, prompts, grpo, seed)
+    shown = trainer.cold_start(made.model, made.processor, problems, questions, prompts, grpo, seed)
     adapters.write(reasoner / "cold_start", adapters.taken(language, "reasoner"))
-    # Rewards start from what was stored, on a model that no other trainer has prepared.
-    made = assemble.trained_router(foundation, aligned, experts, router)
-    language = made.model.model.language_model
-    adapters.load(language, "reasoner", adapters.read(reasoner / "cold_start"))
-    loop.train_only(made.model, [f"model.language_model.{name}" for name in names])
     rewarded = trainer.reinforce(made.model, made.processor, problems, prompts, grpo, seed)
     adapters.write(reasoner, adapters.taken(language, "reasoner"))
     parents = {"foundation": foundation, "aligned": aligned, **experts, "router": router}

@@ -20,7 +20,7 @@ MARKED = "Is <region> the liver?\nA) yes\nB) no"
 OPTIMISATION = {"batch_size": 2, "max_steps": 2, "learning_rate": 1e-2, "warmup_steps": 0}
 SETTINGS = OPTIMISATION | {
     "rank": 4, "scaling": 2.0, "cold_start": OPTIMISATION, "mask_loss": {"pixel_weight": 1.0, "dice_weight": 1.0},
-    "direct_share": 0.2, "grounding_share": 0.5, "group_size": 4, "updates_per_rollout": 1, "temperature": 0.7,
+    "direct_share": 0.2, "vqa_share": 0.0, "grounding_share": 0.5, "group_size": 4, "updates_per_rollout": 1, "temperature": 0.7,
     "max_completion_length": 6, "epsilon": 0.2, "epsilon_high": 0.28, "kl_weight": 0.0, "normalise": "each_reward",
     "format_weight": 1.0, "answer_weight": 1.0, "mask_weight": 1.0,
 }  # fmt: skip
@@ -46,6 +46,10 @@ def marked(folder, seed=1):
 
 def pointing(folder, seed=2):
     return tiny.sample(folder, tiny.turn("Segment the liver.", SEG, targets=[tiny.box(3, 3, 20, 20)]), seed=seed)
+
+
+def plain(folder, seed=4):
+    return tiny.sample(folder, tiny.turn("Is there a liver?", "Yes"), seed=seed)
 
 
 def absent(folder, seed=3):

@@ -17,12 +17,12 @@ PARTS = ("foundation", "aligned", "vqa_expert", "grounding_expert", "router", "r
 @pytest.mark.slow
 def test_the_component_writes_a_reasoner_that_loads_as_it_was(tmp_path):
     data = raw_tree.ingested(raw_tree.write(tmp_path / "raw"), tmp_path)
-    reasoning, grounding = (raw_tree.chosen(data, task) for task in ("reasoning", "grounding"))
+    reasoning, vqa, grounding = (raw_tree.chosen(data, task) for task in ("reasoning", "vqa", "grounding"))
     places = {
         name: tmp_path / "models" / name for name in ("foundation", "aligned", "vqa_expert", "grounding_expert", "router", "reasoner")
     }
     stages(places)
-    component.run(reasoning, grounding, data / "shards", *places.values(), seed=0, grpo=settings(max_completion_length=4))
+    component.run(reasoning, vqa, grounding, data / "shards", *places.values(), seed=0, grpo=settings(max_completion_length=4))
     tensors = load_file(places["reasoner"] / adapters.WEIGHTS)
     assert any(value.any() for name, value in tensors.items() if "lora_B" in name)
     made = assemble.with_reasoner(places["reasoner"])

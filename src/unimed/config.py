@@ -170,6 +170,9 @@ class MoeRouter(Optimisation, RouterLoss):
 class GroundingTraining(LoraTraining):
     """The grounding expert: an adapter, the rows of `<SEG>`, its projection and the mask decoder."""
 
+    vqa_share: float = Field(ge=0, lt=1)
+    """Share of samples that are questions, from which the expert learns when not to point."""
+
     mask_loss: MaskLoss
 
 
@@ -188,6 +191,9 @@ class Grpo(Optimisation):
 
     direct_share: float = Field(ge=0, lt=1)
     """Share of the cold start in which problems are answered without a thought."""
+
+    vqa_share: float = Field(ge=0, lt=1)
+    """Share of questions without options in the cold start, so that they are not unlearned."""
 
     grounding_share: float = Field(ge=0, lt=1)
     """Share of mask prompts, in the cold start and among the rewarded."""
@@ -219,9 +225,9 @@ class Grpo(Optimisation):
 
     @model_validator(mode="after")
     def _room_for_thoughts(self) -> Self:
-        if self.direct_share + self.grounding_share >= 1:
-            found = f"{self.direct_share} + {self.grounding_share}"
-            raise ValueError(f"direct_share and grounding_share must leave room for thoughts, found {found}")
+        if self.direct_share + self.vqa_share + self.grounding_share >= 1:
+            found = f"{self.direct_share} + {self.vqa_share} + {self.grounding_share}"
+            raise ValueError(f"direct_share, vqa_share and grounding_share must leave room for thoughts, found {found}")
         return self
 
 
@@ -237,7 +243,7 @@ class Evaluate(Section):
 
     batch_size: int = Field(gt=0)
     max_items: int | None = Field(default=None, gt=0)
-    """Items per task at most, the same ones for every model; none means all."""
+    """Items per question type at most, the same ones for every model; none means all."""
 
     max_new_tokens: int = Field(gt=0)
     bootstrap_samples: int = Field(gt=0)

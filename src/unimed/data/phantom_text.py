@@ -3,7 +3,7 @@
 Every closed question is as often answered one way as the other, given its words, so that nothing is gained by not looking.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,11 @@ def place(scene: Scene, name: str) -> str:
     """Where a class lies, as words that follow a noun."""
     side = scene.side_of(name)
     return f"on the {side}" if side else "on both sides"
+
+
+def inventory(scene: Scene, names: Iterable[str]) -> str:
+    """For every class its side, or that it is on both or absent."""
+    return ", ".join(f"{name} {scene.side_of(name) or ('both' if scene.named(name) else 'absent')}" for name in names)
 
 
 def caption(scene: Scene) -> str:
@@ -64,28 +69,30 @@ def reasoning_items(scene: Scene, rng: np.random.Generator) -> Iterator[Record]:
     if side is None:
         return
     first = f"The nodule is on the {side}."
-    options = [f"{s} and {quality}" for s in SIDES for quality in QUALITIES.values()]
     quality = QUALITIES[scene.calcified]
-    yield _item(rng, "attributes", "Which words describe the nodule?", options, f"{side} and {quality}", f"{first} It is {quality}.")
+    combinations = _shuffled(rng, [f"{one} and {other}" for one in SIDES for other in QUALITIES.values()])
+    yield _item("attributes", "Which words describe the nodule?", combinations, f"{side} and {quality}", f"{first} It is {quality}.")
     beside = [name for name in ORGANS if scene.side_of(name) == side]
     elsewhere = [name for name in ORGANS if scene.side_of(name) not in (side, None)] + [name for name in ORGANS if not scene.named(name)]
     if beside and len(elsewhere) >= 3:
         answer = str(rng.choice(beside))
-        others = [str(name) for name in rng.permutation(elsewhere)[:3]]
-        question = "Which structure is on the same side as the nodule?"
-        yield _item(rng, "same_side", question, [answer, *others], answer, f"{first} The {answer} is on the {side}.")
+        names = _shuffled(rng, [answer, *_shuffled(rng, elsewhere)[:3]])
+        yield _item("same_side", "Which structure is on the same side as the nodule?", names, answer, f"{first} {inventory(scene, names)}.")
 
 
-def _item(rng: np.random.Generator, kind: str, question: str, options: list[str], answer: str, rationale: str) -> Record:
-    order = [str(option) for option in rng.permutation(options)]
-    letters = "ABCD"[: len(order)]
-    lettered = "\n".join(f"{letter}) {option}" for letter, option in zip(letters, order, strict=True))
+def _shuffled(rng: np.random.Generator, words: list[str]) -> list[str]:
+    return [str(word) for word in rng.permutation(words)]
+
+
+def _item(kind: str, question: str, options: list[str], answer: str, rationale: str) -> Record:
+    letters = "ABCD"[: len(options)]
+    lettered = "\n".join(f"{letter}) {option}" for letter, option in zip(letters, options, strict=True))
     return {
         "question": question,
-        "options": order,
+        "options": options,
         "answer": answer,
         "problem": f"{question}\n{lettered}",
-        "solution": letters[order.index(answer)],
+        "solution": letters[options.index(answer)],
         "rationale": rationale,
         "question_type": kind,
     }

@@ -36,11 +36,12 @@ def cold_start(
     model: UniMedForConditionalGeneration,
     processor: UniMedProcessor,
     reasoning: Sequence[Sample],
+    vqa: Sequence[Sample],
     grounding: Sequence[Sample],
     settings: Grpo,
     seed: int,
 ) -> History:
-    """Show what trains in `model` right answers with their thought, some without, and masks; returns what was logged.
+    """Show what trains in `model` right answers with their thought, some without, and the experts' tasks; returns what was logged.
 
     Nothing happens when no problem comes with a rationale.
     """
@@ -49,7 +50,8 @@ def cold_start(
         logger.info("no cold start: none of %d problems has a rationale", len(reasoning))
         return []
     thoughts, direct = ([prompts.taught(sample, think) for sample in known] for think in (True, False))
-    mixture = Mixture(thoughts, [(direct, settings.direct_share), (grounding, settings.grounding_share)], seed)
+    others = [(direct, settings.direct_share), (vqa, settings.vqa_share), (grounding, settings.grounding_share)]
+    mixture = Mixture(thoughts, others, seed)
     return fit(model, mixture, Collator(processor), settings.cold_start, seed, "cold_start", mask_loss=settings.mask_loss)
 
 

@@ -5,7 +5,7 @@ that cell. A language model of full size can read such mixtures; a small one has
 about phantoms of its own, no multiple choice, no `<SEG>`, and no pixel.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -34,12 +34,21 @@ def corpus(scenes: Sequence[Scene], seed: int, repeats: int = 3) -> list[list[Tu
         rng = np.random.default_rng([seed, number, 2])
         turns: list[Turn] = [("Describe this image briefly.", phantom_text.caption(scene), None)]
         drawn = [phantom_text.closed_questions(scene, rng) for _ in range(repeats)]
+        turns += [turn for _ in range(repeats) for turn in _listed(scene, rng)]
         turns += dict.fromkeys((question, answer, None) for questions in drawn for _, question, answer in questions)
         for label, name in enumerate(CLASSES):
             if scene.named(name):
                 turns.append((f"Which structure lies in {REGION}?", f"The marked region shows the {name}.", label))
         conversations.append(turns)
     return conversations
+
+
+def _listed(scene: Scene, rng: np.random.Generator) -> Iterator[Turn]:
+    """Word by word what is true of each class and each modality: the densest way to learn to look things up."""
+    names, kinds = rng.permutation(CLASSES), rng.permutation(list(phantom_text.MODALITIES.values()))
+    yield f"Where are {', '.join(names)}?", f"{phantom_text.inventory(scene, names)}.", None
+    found = ", ".join(f"{kind} {'yes' if kind == scene.modality else 'no'}" for kind in kinds)
+    yield f"Is it {', '.join(kinds)}?", f"{found}.", None
 
 
 class Reader:
