@@ -1,8 +1,6 @@
 """The training loop: it learns what it is told to and nothing else."""
 
 import copy
-import dataclasses
-import itertools
 
 import pytest
 import tiny
@@ -10,8 +8,6 @@ import torch
 from transformers import TrainerControl, TrainerState
 
 from unimed.config import MaskLoss, Optimisation, RouterLoss
-from unimed.data.samples import Samples
-from unimed.errors import InputError
 from unimed.model import assemble
 from unimed.train import loop, losses
 from unimed.train.batch import Collator
@@ -176,37 +172,6 @@ def test_a_run_without_a_single_mask_ends_with_a_warning_that_names_what_it_did_
     names = [name for name, value in model.named_parameters() if value.requires_grad and name.startswith("grounding.")]
     expected = f"{', '.join(sorted(names))} and {len(names)} in all"
     assert said == f"tiny: no sample had a target mask, so these parameters stayed as they were: {expected}"
-
-
-def test_no_samples_are_an_error():
-    with pytest.raises(InputError, match="expected at least one training sample, found none"):
-        loop.Draws(tiny.samples(), 4, seed=0)
-
-
-def test_every_epoch_holds_every_sample_once_in_an_order_of_its_own(samples):
-    draws = loop.Draws(samples, 24, seed=0)
-    names = [draws[number].sample_id for number in range(len(draws))]
-    epochs = [names[start : start + 8] for start in (0, 8, 16)]
-    assert all(sorted(epoch) == sorted(epochs[0]) and len(set(epoch)) == 8 for epoch in epochs)
-    assert epochs[0] != epochs[1] != epochs[2]
-    again = loop.Draws(samples, 24, seed=0)
-    assert names == [again[number].sample_id for number in range(24)]
-    other = loop.Draws(samples, 24, seed=1)
-    assert names != [other[number].sample_id for number in range(24)]
-
-
-def test_every_epoch_is_whole_when_joined_turns_make_epochs_of_different_length(tmp_path):
-    turns = [[tiny.turn(question, "no") for question in asked] for asked in ("ab", "c", "de", "f")]
-    same = tiny.sample(tmp_path, *turns[0])
-    joined = Samples((tuple(dataclasses.replace(same, turns=tuple(said)) for said in turns),), (), joined_turns=3, seed=0)
-    lengths = [len(joined.at_epoch(epoch)) for epoch in range(8)]
-    assert len(set(lengths)) > 1
-    draws = loop.Draws(joined.at_epoch(0), sum(lengths), seed=0)
-    found = [draws[number] for number in range(len(draws))]
-    assert [draws[number] for number in reversed(range(len(draws)))] == found[::-1]
-    for start, length in zip(itertools.accumulate(lengths, initial=0), lengths, strict=False):
-        questions = [turn.question for sample in found[start : start + length] for turn in sample.turns]
-        assert sorted(questions) == [turn.question for said in turns for turn in said]
 
 
 def test_mask_terms_compare_at_the_size_of_the_target():

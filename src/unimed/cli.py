@@ -59,13 +59,14 @@ def predict(
     image: Annotated[Path, typer.Option(help="A PNG or JPEG, grey or RGB, of any size.")],
     question: Annotated[str, typer.Option(help="What to ask; <region> marks where a region is meant.")],
     region: Annotated[list[str] | None, typer.Option(help="box:x,y,w,h or point:x,y in pixels; repeat for several.")] = None,
+    think: Annotated[bool, typer.Option("--think", help="Ask for the reasoning before the answer; for reasoners.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for mask PNGs and an overlay.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Ask a model about an image: prints answer and reasoning, writes what it points at."""
     from unimed.predict import predict as ask
 
-    found = ask(model=model, image=image, question=question, regions=region or [], out=out)
+    found = ask(model=model, image=image, question=question, regions=region or [], out=out, think=think)
     if as_json:
         typer.echo(json.dumps(found))
         typer.echo(NOTICE, err=True)

@@ -104,6 +104,7 @@ class Optimisation(Section):
     """AdamW with linear warm-up and cosine decay to zero; steps are optimizer steps, always."""
 
     batch_size: int = Field(gt=0)
+    """Samples of an optimizer step, over all processes of the run together."""
     max_steps: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
     warmup_steps: int = Field(default=20, ge=0)

@@ -19,7 +19,11 @@ MAX_NEW_TOKENS = 256
 
 
 def predict(model: Path, image: Path, question: str, regions: list[str], out: Path | None, think: bool = False) -> dict[str, Any]:
-    """Answer, reasoning, masks as COCO RLE and the router's use of the experts; files written are named under `files`."""
+    """Answer, reasoning, masks as COCO RLE and the router's use of the experts; files written are named under `files`.
+
+    With `think` the question asks for reasoning first, as a reasoner has learned to give it. Raises InputError for a model folder, an
+    image or a region that cannot be used.
+    """
     made = load(model)
     shown = open_image(image)
     picture = Picture(shown, tuple(region(text, shown) for text in regions))

@@ -77,7 +77,8 @@ def reasoning_items(scene: Scene, rng: np.random.Generator) -> Iterator[Record]:
     if beside and len(elsewhere) >= 3:
         answer = str(rng.choice(beside))
         names = _shuffled(rng, [answer, *_shuffled(rng, elsewhere)[:3]])
-        yield _item("same_side", "Which structure is on the same side as the nodule?", names, answer, f"{first} {inventory(scene, names)}.")
+        looked = ", ".join(f"{name} {'yes' if name == answer else 'no'}" for name in names)
+        yield _item("same_side", "Which structure is on the same side as the nodule?", names, answer, f"{first} There: {looked}.")
 
 
 def _shuffled(rng: np.random.Generator, words: list[str]) -> list[str]:

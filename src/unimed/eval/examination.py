@@ -117,12 +117,17 @@ class Examination:
         thinking, direct = (partial(reasoning_messages, think=think) for think in (True, False))
         adapters.load(language, "reasoner", adapters.read(self.folders.reasoner))
         self.ask(
-            made, Asking("grpo", "reasoning", ask=thinking), Asking("grpo", "reasoning", "no_think", direct),
+            made, Asking("grpo", "reasoning", ask=thinking), Asking("grpo", "reasoning", "sampled", thinking, temperature=1.0),
+            Asking("grpo", "reasoning", "no_think", direct),
             Asking("grpo", "reasoning", "blind", thinking, blank=True), Asking("grpo", "vqa"), Asking("grpo", "grounding"),
         )  # fmt: skip
         if (self.folders.reasoner / "cold_start").is_dir():
             adapters.replace(language, "reasoner", adapters.read(self.folders.reasoner / "cold_start"))
-            self.ask(made, Asking("cold_start", "reasoning", ask=thinking))
+            self.ask(
+                made,
+                Asking("cold_start", "reasoning", ask=thinking),
+                Asking("cold_start", "reasoning", "sampled", thinking, temperature=1.0),
+            )
 
     def _answer_by_vocabulary(self) -> None:
         """What the most frequent training answer to each question scores on the closed questions."""

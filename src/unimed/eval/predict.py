@@ -33,19 +33,25 @@ def answers(
     batch_size: int,
     ask: Callable[[Sample], list[Message]] = question,
     blank: bool = False,
+    temperature: float = 0.0,
 ) -> Iterator[Answer]:
-    """Greedy answers, in the samples' order; with `blank` every image is black."""
+    """Answers in the samples' order, greedy at temperature 0; with `blank` every image is black."""
     for start in range(0, len(samples), batch_size):
         part = samples[start : start + batch_size]
         conversations, pictures = [ask(sample) for sample in part], [picture(sample) for sample in part]
-        yield from answer(made, conversations, pictures, max_new_tokens, blank)
+        yield from answer(made, conversations, pictures, max_new_tokens, blank, temperature)
 
 
 @torch.no_grad()
 def answer(
-    made: Assembled, conversations: Sequence[list[Message]], pictures: Sequence[Picture], max_new_tokens: int, blank: bool = False
+    made: Assembled,
+    conversations: Sequence[list[Message]],
+    pictures: Sequence[Picture],
+    max_new_tokens: int,
+    blank: bool = False,
+    temperature: float = 0.0,
 ) -> list[Answer]:
-    """Greedy answers to conversations that wait for one, one picture each."""
+    """Answers to conversations that wait for one, one picture each: greedy at temperature 0, else drawn from all words."""
     processor, model = made.processor, made.model.eval()
     texts = [processor.apply_chat_template(said, add_generation_prompt=True) for said in conversations]
     batch = dict(processor(images=list(pictures), text=texts, padding=True, return_tensors="pt"))
@@ -53,7 +59,8 @@ def answer(
     batch = {name: value.to(model.device) for name, value in (blanked(batch) if blank else batch).items()}
     tokenizer = processor.tokenizer
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    written = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, **ends)
+    drawn_by = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    written = model.generate(**batch, max_new_tokens=max_new_tokens, use_cache=True, **drawn_by, **ends)
     said = [_until_end(tokenizer.decode(row), tokenizer.eos_token) for row in written[:, batch["input_ids"].shape[1] :]]
     drawn = _masks(made, conversations, said, batch["pixel_values"], sizes)
     return [Answer(text, tuple(masks.encode(mask) for mask in found)) for text, found in zip(said, drawn, strict=True)]

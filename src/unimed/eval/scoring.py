@@ -19,18 +19,20 @@ from unimed.model.processor import SEG, Message
 
 @dataclass(frozen=True)
 class Asking:
-    """One way of asking a model: for which stage it answers, under which variant, with which prompt, and whether it may look."""
+    """One way of asking a model: for which stage it answers, under which variant, with which prompt, whether it may look, how freely."""
 
     stage: str
     task: str
     variant: str = ""
     ask: Callable[[Sample], list[Message]] = predict.question
     blank: bool = False
+    temperature: float = 0.0
 
 
 def score(made: Assembled, samples: Sequence[Sample], asking: Asking, settings: Evaluate) -> pd.DataFrame:
     """A row per sample: who was asked what, what was said, what is true, and the score."""
-    said = predict.answers(made, samples, settings.max_new_tokens, settings.batch_size, asking.ask, asking.blank)
+    how = {"ask": asking.ask, "blank": asking.blank, "temperature": asking.temperature}
+    said = predict.answers(made, samples, settings.max_new_tokens, settings.batch_size, **how)
     return pd.DataFrame([_row(sample, answer, asking) for sample, answer in zip(samples, said, strict=True)])
 
 

@@ -25,7 +25,8 @@ from unimed.model.processor import UniMedProcessor
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.rl import prompts, rewards, rollout
 from unimed.train.batch import Collator, picture
-from unimed.train.loop import Draws, Progress, fit
+from unimed.train.draws import Draws
+from unimed.train.loop import Progress, fit, per_process
 from unimed.train.mixture import Mixture
 
 logger = logging.getLogger("grpo")
@@ -150,7 +151,7 @@ def arguments(model: UniMedForConditionalGeneration, settings: Grpo, seed: int) 
     each = settings.normalise == "each_reward"
     return GRPOConfig(
         output_dir="runs/trainer",
-        per_device_train_batch_size=settings.batch_size * settings.group_size,
+        per_device_train_batch_size=per_process(settings.batch_size) * settings.group_size,
         num_generations=settings.group_size,
         num_iterations=settings.updates_per_rollout,
         max_steps=settings.max_steps,

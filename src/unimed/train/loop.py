@@ -1,42 +1,30 @@
 """The one loop of stages 1 to 4: transformers' Trainer, told what trains, which samples come and which losses count."""
 
 import logging
-import random
-from bisect import bisect_right
+import os
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from unimed import tracking
 from unimed.config import MaskLoss, Optimisation, RouterLoss
-from unimed.data.samples import Sample
 from unimed.errors import InputError
 from unimed.model import experts
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.progress import Ticker
 from unimed.train import losses
 from unimed.train.batch import Batch, Collator
+from unimed.train.draws import Draws, Epochs
 
 logger = logging.getLogger("train")
 TAUGHT_BY_MASKS = ("grounding.sam.", "grounding.text_hidden_fcs.")
 """How the names of parameters begin that have no gradient from a batch without target masks."""
-
-
-@runtime_checkable
-class Epochs(Protocol):
-    """Samples that can be arranged anew for every epoch."""
-
-    def __len__(self) -> int: ...
-
-    def at_epoch(self, epoch: int) -> Sequence[Sample]:
-        """The samples of an epoch."""
-        ...
 
 
 def train_only(model: nn.Module, names: Sequence[str]) -> list[str]:
@@ -53,35 +41,6 @@ def train_only(model: nn.Module, names: Sequence[str]) -> list[str]:
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-class Draws(Dataset):
-    """As many samples as a run takes: one epoch after the other, each whole and shuffled anew from the seed."""
-
-    def __init__(self, epochs: Epochs, length: int, seed: int):
-        if not len(epochs):
-            raise InputError("expected at least one training sample, found none: the subset's train split is empty")
-        self.epochs, self.length, self.seed = epochs, length, seed
-        # Where each epoch so far begins, and the next one: epochs may differ in length.
-        self.starts = [0]
-        self.drawn: tuple[int, list[int], Sequence[Sample]] = (-1, [], ())
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Sample:
-        while self.starts[-1] <= index:
-            self.starts.append(self.starts[-1] + len(self._epoch(len(self.starts) - 1)[0]))
-        epoch = bisect_right(self.starts, index) - 1
-        order, samples = self._epoch(epoch)
-        return samples[order[index - self.starts[epoch]]]
-
-    def _epoch(self, epoch: int) -> tuple[list[int], Sequence[Sample]]:
-        """The order of an epoch and its samples; the last one asked for is kept."""
-        if self.drawn[0] != epoch:
-            samples = self.epochs.at_epoch(epoch)
-            self.drawn = (epoch, random.Random(f"{self.seed}/{epoch}").sample(range(len(samples)), len(samples)), samples)
-        return self.drawn[1:]
-
-
 class Progress(TrainerCallback):
     """Shows every step, checks that exactly what trains gets gradients, and hands what the trainer logs to tracking."""
 
@@ -90,11 +49,22 @@ class Progress(TrainerCallback):
         self.losses: dict[str, float] = {}
         # Whether any batch had target masks; the trainer says so.
         self.masked = False
-        # What trains and never had a gradient; None before the first step.
-        self.waiting: set[str] | None = None
+        # What trains and never had a gradient.
+        self.waiting: set[str] = set()
+        self.checked = False
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        # Hooks, because DeepSpeed takes gradients away before anyone else can look at them.
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.waiting = set(trained)
+        for name, parameter in trained.items():
+            parameter.register_hook(partial(self._arrived, name))
         self.ticker.__enter__()
+
+    def _arrived(self, name: str, gradient: Tensor) -> None:
+        self.waiting.discard(name)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
@@ -103,15 +73,13 @@ class Progress(TrainerCallback):
 
         What only masks teach may wait for the first batch that has one. Nothing is looked at once all have had a gradient.
         """
-        if self.waiting == set():
+        if self.checked:
             return
-        parameters = dict(model.named_parameters())
-        trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
-        without = {name for name, parameter in parameters.items() if parameter.grad is None}
-        self.waiting = without & (trained if self.waiting is None else self.waiting)
-        excused = {name for name in self.waiting if name.startswith(TAUGHT_BY_MASKS) and not self.masked}
-        if wrong := sorted((parameters.keys() - trained - without) | (self.waiting - excused)):
+        frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad and parameter.grad is not None}
+        missing = {name for name in self.waiting if self.masked or not name.startswith(TAUGHT_BY_MASKS)}
+        if wrong := sorted(frozen | missing):
             raise RuntimeError(f"expected a gradient for exactly what trains, found otherwise for {wrong[:5]} and {len(wrong)} in all")
+        self.checked = not self.waiting
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.ticker.advance(1, **self.losses)
@@ -210,12 +178,20 @@ def fit(
     return [{name: float(value) for name, value in entry.items()} for entry in trainer.state.log_history if "loss" in entry]
 
 
+def per_process(batch_size: int) -> int:
+    """A process's part of a batch. Raises InputError when the processes that torchrun started cannot share it evenly."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if batch_size % processes:
+        raise InputError(f"params.yaml: batch_size must be a multiple of the {processes} processes of this run, is {batch_size}")
+    return batch_size // processes
+
+
 def arguments(settings: Optimisation, seed: int) -> TrainingArguments:
     """The trainer's arguments: AdamW without decay, linear warm-up, cosine to zero, gradients clipped to norm 1."""
     gpu = torch.cuda.is_available()
     return TrainingArguments(
         output_dir="runs/trainer",
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=per_process(settings.batch_size),
         max_steps=settings.max_steps,
         learning_rate=settings.learning_rate,
         warmup_steps=settings.warmup_steps,

@@ -2,7 +2,7 @@
 
 It reads soft prompts: where an image will stand, each position holds the sum of the embeddings of the words that are true of
 that cell. A language model of full size can read such mixtures; a small one has to be shown. It sees captions and questions
-about phantoms of its own, no multiple choice, no `<SEG>`, and no pixel.
+about phantoms of its own and requests to copy words between tags; no multiple choice, no `<SEG>`, and no pixel.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,6 +26,9 @@ from unimed.train.rehearsal_vision import Phantoms
 Turn = tuple[str, str, int | None]
 """Question, answer, and the number of the class whose region the question marks."""
 
+WORDS = (*CLASSES, *phantom_text.SIDES, *phantom_text.QUALITIES.values(), *phantom_text.MODALITIES.values())
+"""What can be true of a cell."""
+
 
 def corpus(scenes: Sequence[Scene], seed: int, repeats: int = 3) -> list[list[Turn]]:
     """For every scene its caption, closed questions drawn `repeats` times, and a question about each class as a region."""
@@ -34,7 +37,7 @@ def corpus(scenes: Sequence[Scene], seed: int, repeats: int = 3) -> list[list[Tu
         rng = np.random.default_rng([seed, number, 2])
         turns: list[Turn] = [("Describe this image briefly.", phantom_text.caption(scene), None)]
         drawn = [phantom_text.closed_questions(scene, rng) for _ in range(repeats)]
-        turns += [turn for _ in range(repeats) for turn in _listed(scene, rng)]
+        turns += [turn for _ in range(repeats) for turn in (*_listed(scene, rng), _marked_up(rng))]
         turns += dict.fromkeys((question, answer, None) for questions in drawn for _, question, answer in questions)
         for label, name in enumerate(CLASSES):
             if scene.named(name):
@@ -51,6 +54,16 @@ def _listed(scene: Scene, rng: np.random.Generator) -> Iterator[Turn]:
     yield f"Is it {', '.join(kinds)}?", f"{found}.", None
 
 
+def _marked_up(rng: np.random.Generator) -> Turn:
+    """A request to copy words between tags, which every language model can follow."""
+    first, second = (" ".join(rng.choice(WORDS, size=size)) for size in rng.integers(1, 6, size=2))
+    return (
+        f"Write {first} in <think></think>, then {second} in <answer></answer>.",
+        f"<think> {first}</think><answer> {second}</answer>",
+        None,
+    )
+
+
 class Reader:
     """Text batches whose image positions hold words instead of pixels."""
 
@@ -58,8 +71,7 @@ class Reader:
         self.model, self.processor, self.shown, self.settings = model, processor, shown, settings
         self.turns = corpus(shown.scenes, seed)
         self.rng = np.random.default_rng([seed, 3])
-        self.words = [f" {word}" for word in (*CLASSES, *phantom_text.SIDES, *phantom_text.QUALITIES.values())]
-        self.words += [f" {word}" for word in phantom_text.MODALITIES.values()]
+        self.words = [f" {word}" for word in WORDS]
         self.facts = _facts(shown, model.config.grid_size)
 
     def loss(self, step: int) -> Float[Tensor, ""]:

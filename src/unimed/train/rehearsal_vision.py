@@ -55,9 +55,9 @@ def show(settings: Foundation, size: int, seed: int) -> Phantoms:
 
 
 def train_encoder(encoder: HybridEncoder, shown: Phantoms, settings: Foundation, seed: int) -> list[float]:
-    """Teach both towers, each on its own, what lies in every cell, the ViT also where the cell is.
+    """Teach both towers, each on its own, what lies in every cell; every token of the ViT also the modality and where its cell is.
 
-    The ViT's class token learns the modality. The heads are thrown away.
+    The heads are thrown away.
     """
     optimisation, draw = settings.vision, torch.Generator().manual_seed(seed)
     vit, conv = encoder.vision.config, encoder.detail.config
@@ -72,7 +72,9 @@ def train_encoder(encoder: HybridEncoder, shown: Phantoms, settings: Foundation,
         tokens = encoder.plain_tokens(images)
         seen = heads[0](tokens[:, 1:]).transpose(1, 2).unflatten(2, (side, side))
         where = heads[2](tokens[:, 1:]).flatten(0, 1)
-        total = 10 * binary_cross_entropy_with_logits(seen[:, :-1], target[:, :-1]) + cross_entropy(heads[1](tokens[:, 0]), modality[index])
+        kind = heads[1](tokens).flatten(0, 1)
+        total = 10 * binary_cross_entropy_with_logits(seen[:, :-1], target[:, :-1])
+        total = total + cross_entropy(kind, modality[index].repeat_interleave(tokens.shape[1]))
         total = total + cross_entropy(where, torch.arange(side**2).repeat(len(index)))
         for map_, head in zip(encoder.detail_maps(images), heads[3:], strict=True):
             total = total + 10 * binary_cross_entropy_with_logits(adaptive_avg_pool2d(head(map_), side), target)

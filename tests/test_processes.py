@@ -1,0 +1,78 @@
+"""Several processes train as one: the same batches, the same loss."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+from conftest import ROOT
+from unimed.errors import InputError
+from unimed.train import loop
+
+ZERO = {
+    "zero_optimization": {"stage": 2},
+    "zero_allow_untested_optimizer": True,
+    "zero_force_ds_cpu_optimizer": False,  # torch's AdamW; DeepSpeed's own is compiled at run time
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_clipping": "auto",
+}
+PROGRAM = """
+import json, os, sys
+from pathlib import Path
+import tiny
+from unimed.config import Optimisation
+from unimed.model import assemble
+from unimed.train import loop
+from unimed.train.batch import Collator
+
+out, config = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None
+mine = out / os.environ.get("RANK", "alone")
+samples = [tiny.sample(mine, tiny.turn(f"Is there a nodule {seed}?", ("yes", "no")[seed % 2]), seed=seed) for seed in range(8)]
+model = tiny.stirred()
+trained = loop.train_only(model, assemble.ALIGNED)
+settings = Optimisation(batch_size=4, max_steps=2, learning_rate=0.01, warmup_steps=0, deepspeed=config)
+history = loop.fit(model, tiny.samples(*samples), Collator(tiny.processor()), settings, 0, "tiny")
+moved = {name: float(value.sum()) for name, value in model.named_parameters() if name in trained}
+(mine / "found.json").write_text(json.dumps([[entry["loss"] for entry in history], moved]))
+"""
+
+
+def trained(folder, *launcher, **environ):
+    """Losses and moved parameters of each process of a run of two steps on batches of four answers of equal length."""
+    (folder / "program.py").write_text(PROGRAM)
+    config = [str(folder / "zero.json")] if launcher else []
+    (folder / "zero.json").write_text(json.dumps(ZERO))
+    paths = os.pathsep.join(map(str, (ROOT / "tests", ROOT / "src", ROOT)))
+    known = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"} | environ
+    command = [sys.executable, *launcher, str(folder / "program.py"), str(folder), *config]
+    done = subprocess.run(command, cwd=folder, env=known, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("*/found.json"))]
+
+
+@pytest.mark.slow
+def test_two_processes_under_zero_2_get_the_loss_and_the_weights_of_one(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    [(expected, weights)] = trained(tmp_path / "one")
+    found = trained(tmp_path / "two", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    assert len(found) == 2
+    # Sums are taken in another order, and the log keeps four decimals.
+    assert found[0][0] == pytest.approx(expected, abs=2e-4)
+    for _, moved in found:
+        assert moved == pytest.approx(weights, abs=1e-4)
+
+
+def test_a_batch_that_the_processes_cannot_share_evenly_is_said_in_one_sentence(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert loop.per_process(6) == 2
+    with pytest.raises(InputError, match=r"params.yaml: batch_size must be a multiple of the 3 processes of this run, is 4"):
+        loop.per_process(4)
+
+
+def test_a_sample_of_noise_is_the_same_in_every_process(tmp_path):
+    one, two = (tiny.sample(tmp_path / name, tiny.turn("?", "yes"), seed=3).load_image() for name in "ab")
+    assert one.tobytes() == two.tobytes()
