@@ -19,7 +19,7 @@ from unimed.model.processor import SEG, Message
 
 @dataclass(frozen=True)
 class Asking:
-    """One way of asking a model: for which stage it answers, under which variant, with which prompt, whether it may look, how freely."""
+    """One way of asking a model: for which stage, under which variant, with which prompt, looking or not, and how freely."""
 
     stage: str
     task: str

@@ -55,8 +55,8 @@ def _listed(scene: Scene, rng: np.random.Generator) -> Iterator[Turn]:
 
 
 def _marked_up(rng: np.random.Generator) -> Turn:
-    """A request to copy words between tags, which every language model can follow."""
-    first, second = (" ".join(rng.choice(WORDS, size=size)) for size in rng.integers(1, 6, size=2))
+    """A request to copy two words between tags, which every language model can follow."""
+    first, second = rng.choice(WORDS, size=2)
     return (
         f"Write {first} in <think></think>, then {second} in <answer></answer>.",
         f"<think> {first}</think><answer> {second}</answer>",
