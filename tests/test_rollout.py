@@ -3,10 +3,11 @@
 import pytest
 import tiny
 import torch
-from problems import CLOSE, answered, marked, pointing, problem, with_reasoner
+from problems import CLOSE, answered, built, generated, marked, plain, pointing, problem, settings, with_reasoner
 from transformers import GenerationConfig
 
-from unimed.rl import prompts, rollout
+from unimed.model import adapters
+from unimed.rl import prompts, rollout, trainer
 
 
 @pytest.mark.parametrize("level", ["sequence", "token"])
@@ -53,3 +54,18 @@ def test_reading_prompts_once_changes_neither_states_nor_gradients(tmp_path, lev
     torch.testing.assert_close(*outputs, **CLOSE)
     if level == "token":
         torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_rollouts_after_a_cold_start_are_those_of_a_freshly_loaded_model(tmp_path):
+    used, fresh = (tiny.stirred(**tiny.EXPERTS, router_level="sequence") for _ in range(2))
+    with_reasoner(used)
+    shown = [problem(tmp_path), marked(tmp_path)], [plain(tmp_path)], [pointing(tmp_path)]
+    trainer.cold_start(used, tiny.processor(), *shown, settings(), seed=0)
+    adapters.load(fresh.model.language_model, "reasoner", adapters.taken(used.model.language_model, "reasoner"))
+    said = []
+    for model in (used, fresh):
+        with built(model, shown[0]) as policy:
+            torch.manual_seed(0)
+            said.append(generated(policy)["completion_ids"])
+    assert torch.equal(*said)
