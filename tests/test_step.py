@@ -116,7 +116,8 @@ def test_only_the_first_of_several_processes_moves_outputs(tmp_path: Path, monke
     target = tmp_path / "made"
     with outputs.complete({"made": target}) as partial:
         partial["made"].write_text("written by another rank")
-    assert not target.exists()
+    assert not partial["made"].exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_output_that_was_not_written_is_a_defect(tmp_path: Path):

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,12 +26,14 @@ def complete(targets: dict[str, Path]) -> Iterator[dict[str, Path]]:
     """Temporary siblings of `targets`, moved into place when the block ends well.
 
     Leftovers of an earlier interruption are removed first. When the block raises, what it wrote stays under `<path>.partial` and the
-    targets are as they were. Raises `FileNotFoundError` when the block did not write one of them.
+    targets are as they were. Raises `FileNotFoundError` when the block did not write one of them. Processes beside the leader write into a
+    folder that is thrown away.
     """
-    partial = {name: beside(path, ".partial") for name, path in targets.items()}
     if not is_leader():
-        yield partial
+        with tempfile.TemporaryDirectory() as aside:
+            yield {name: Path(aside) / name for name in targets}
         return
+    partial = {name: beside(path, ".partial") for name, path in targets.items()}
     for path in targets.values():
         path.parent.mkdir(parents=True, exist_ok=True)
         for ending in (".partial", ".replaced"):
