@@ -80,6 +80,14 @@ def predict(
 
 
 @app.command()
+def ladder(files: Annotated[list[Path], typer.Argument(help="ladder.json files, such as those of several seeds.")]) -> None:
+    """Print the scores of several runs side by side as a Markdown table."""
+    from unimed.eval import ladder as ladders
+
+    typer.echo(ladders.side_by_side({str(file.with_suffix("")): ladders.read(file) for file in files}))
+
+
+@app.command()
 def demo(
     raw: Annotated[Path | None, typer.Option(help="A download to use; phantoms are made when left out.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Written to params.yaml; what stands there when left out.")] = None,

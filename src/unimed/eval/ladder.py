@@ -2,10 +2,11 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from unimed.errors import InputError
 from unimed.eval.bootstrap import Interval
 
 
@@ -30,6 +31,33 @@ def measured(stage: str, metric: str, found: Interval, baseline: float | None = 
 def write(path: Path, rows: Sequence[Row]) -> None:
     """Write the rows as JSON: a list of objects with the fields of Row, numbers rounded to four places."""
     path.write_text(to_json(rows), encoding="utf-8")
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a ladder.json. Raises InputError when there is none or it is built otherwise."""
+    try:
+        return [Row(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: expected a ladder of evaluate, found {error}") from error
+
+
+def side_by_side(ladders: Mapping[str, Sequence[Row]]) -> str:
+    """Several ladders as a Markdown table, a column each: value, interval, and the baseline after "vs"; `n` is the smallest."""
+    found = {name: {(row.stage, row.metric): row for row in rows} for name, rows in ladders.items()}
+    keys = dict.fromkeys(key for rows in found.values() for key in rows)
+    lines = [["stage", "metric", "n", *found], ["---"] * (3 + len(found))]
+    for stage, metric in keys:
+        rows = [found[name].get((stage, metric)) for name in found]
+        fewest = min(row.n for row in rows if row)
+        lines.append([stage, metric, f"{fewest:,}", *map(_cell, rows)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(row: Row | None) -> str:
+    if row is None or row.value is None:
+        return "–"
+    bounds = "" if row.low is None or row.high is None else f" ({row.low:.2f}–{row.high:.2f})"
+    return f"{row.value:.3f}{bounds}" + ("" if row.baseline is None else f" vs {row.baseline:.3f}")
 
 
 def to_json(rows: Sequence[Row]) -> str:
