@@ -238,3 +238,12 @@ def test_a_long_evaluation_stays_below_three_megabytes(tmp_path):
 
 def test_the_same_inputs_give_the_same_page(tmp_path):
     assert written(tmp_path / "a", everything()) == written(tmp_path / "b", everything())
+
+
+def test_rewards_are_drawn_by_what_they_are_for_and_a_loss_of_one_part_once(tmp_path):
+    rewarded = [{"step": n, "loss": 0.1, "reward": n, "reward_std": 1.0, "rewards/format_reward/mean": n / 9} for n in range(9)]
+    curves = {"grpo": rewarded, "align": [{"step": n, "loss": 1 / (n + 1), "loss_words": 1 / (n + 1)} for n in range(9)]}
+    text = written(tmp_path, curves=curves)
+    training = text[text.index('id="training"') : text.index('id="baselines"')]
+    drawn = [part.split('"')[0].split(":")[0] for part in training.split('aria-label="')[1:]]
+    assert drawn == ["rewards/format_reward/mean", "reward", "loss"]

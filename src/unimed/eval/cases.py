@@ -56,7 +56,9 @@ def _spread(count: int, places: int) -> list[int]:
 
 def _overlay(row: Cells, images: Images) -> Cells:
     truth, answer = (union(json.loads(row[column]), row["height"], row["width"]) for column in ("truth_rle", "answer_rle"))
-    return {**row, "uri": data_uri(panels(images(row["sample_id"]), truth, answer)), "refused": not answer.any()}
+    verdict = f"Dice {row['score']:.3f}" if truth.any() else "absent, but pointed at"
+    drawn = "" if answer.any() else ", nothing drawn"
+    return {**row, "uri": data_uri(panels(images(row["sample_id"]), truth, answer)), "verdict": verdict + drawn}
 
 
 def worst_answers(records: Sequence[Cells], images: Images) -> list[Cells]:

@@ -162,8 +162,11 @@ class Examination:
             "moe_router": f.router,
             "grpo": f.reasoner,
         }
-        logged = {name: json.loads((folder / artifacts.MANIFEST).read_text())["history"] for name, folder in stages.items()}
-        return {name: [{k: v for k, v in entry.items() if not isinstance(v, str)} for entry in entries] for name, entries in logged.items()}
+        curves: dict[str, list[dict[str, float]]] = {}
+        for name, folder in stages.items():
+            for entry in json.loads((folder / artifacts.MANIFEST).read_text())["history"]:
+                curves.setdefault(entry.pop("phase", name), []).append(entry)
+        return curves
 
 
 @torch.no_grad()

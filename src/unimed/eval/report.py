@@ -21,6 +21,7 @@ STAGES = {
     "vqa_expert": "2 VQA expert",
     "grounding_expert": "3 Grounding expert",
     "moe_router": "4 Router",
+    "cold_start": "5 Reasoning, cold start",
     "grpo": "5 Reasoning",
 }
 """Stage names as the page prints them, in training order; other stages count as earlier than these."""
@@ -166,14 +167,21 @@ def _task(name: str) -> str:
 
 
 def _curves(log: Sequence[Mapping[str, float | int]]) -> list[tuple[str, float | int, str]]:
-    """Name, last value and drawing of each logged loss and reward that has at least two finite values."""
-    names = dict.fromkeys(name for entry in log for name in entry if any(word in name.lower() for word in ("loss", "reward")))
+    """Name, last value and drawing of each logged loss and reward that has at least two finite values, rewards by what they are for first.
+
+    The loss of rewarded training is left out, because it says nothing: advantages sum to about zero whatever the policy earns.
+    """
+    known = dict.fromkeys(name for entry in log for name in entry)
+    rewards = [name for name in known if name.startswith("rewards/") and name.endswith("/mean")]
+    losses = [name for name in known if name.startswith("loss")]
+    # A single part is the loss itself.
+    names = [*rewards, "reward"] if rewards else losses[: 1 if len(losses) == 2 else None]
     drawn = []
     for name in names:
         points = [(entry["step"], entry[name]) for entry in log if name in entry and np.isfinite(entry[name])]
-        if len(points) >= 2 and not name.endswith("/std"):
+        if len(points) >= 2:
             steps, values = zip(*points, strict=True)
-            drawn.append((name.removesuffix("/mean"), values[-1], charts.curve(steps, values, name)))
+            drawn.append((name.removeprefix("rewards/").removesuffix("/mean"), values[-1], charts.curve(steps, values, name)))
     return drawn[:_CURVES_PER_STAGE]
 
 

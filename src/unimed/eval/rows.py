@@ -115,12 +115,12 @@ def _reasoning(s: Scores) -> list[Row]:
     thought, cold = s.of(stage, "reasoning"), s.of("cold_start", "reasoning")
     sampled = s.of(stage, "reasoning", "sampled"), s.of("cold_start", "reasoning", "sampled")
     return [
-        s.row(stage, "format", thought, cold, value=well_formed),
+        s.row(stage, "format (baseline: cold start)", thought, cold, value=well_formed),
         s.row(stage, "reasoning accuracy (baseline: stage 4)", thought, before),
         s.row(stage, "reasoning accuracy (baseline: cold start)", thought, cold),
         s.row(stage, "reasoning accuracy (baseline: image blanked)", thought, s.of(stage, "reasoning", "blind")),
-        s.row(stage, "format, sampled at temperature 1 (baseline: cold start)", *sampled, value=well_formed),
-        s.row(stage, "reasoning accuracy, sampled at temperature 1 (baseline: cold start)", *sampled),
+        s.row(stage, "sampled format (temperature 1; baseline: cold start)", *sampled, value=well_formed),
+        s.row(stage, "sampled reasoning accuracy (temperature 1; baseline: cold start)", *sampled),
         s.row(stage, "reasoning accuracy without thinking (baseline: stage 4)", s.of(stage, "reasoning", "no_think"), before),
         s.row(stage, "closed accuracy (baseline: stage 4)", s.closed(stage), s.closed("moe_router")),
         s.row(stage, "mDice (baseline: stage 4)", s.targets(stage), s.targets("moe_router")),
