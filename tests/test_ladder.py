@@ -29,6 +29,6 @@ def test_ladders_stand_side_by_side_with_interval_and_baseline():
     assert ladder.side_by_side({"seed 0": [HALF, BARE], "seed 1": [other]}).splitlines() == [
         "| stage | metric | n | seed 0 | seed 1 |",
         "| --- | --- | --- | --- | --- |",
-        "| align | loss | 150 | 0.500 (0.40–0.60) vs 0.900 | 0.250 (0.20–0.30) |",
+        "| align | loss | 150 | 0.500 (0.400–0.600) vs 0.900 | 0.250 (0.200–0.300) |",
         "| grpo | format | 0 | – | – |",
     ]

@@ -56,7 +56,7 @@ def side_by_side(ladders: Mapping[str, Sequence[Row]]) -> str:
 def _cell(row: Row | None) -> str:
     if row is None or row.value is None:
         return "–"
-    bounds = "" if row.low is None or row.high is None else f" ({row.low:.2f}–{row.high:.2f})"
+    bounds = "" if row.low is None or row.high is None else f" ({row.low:.3f}–{row.high:.3f})"
     return f"{row.value:.3f}{bounds}" + ("" if row.baseline is None else f" vs {row.baseline:.3f}")
 
 
