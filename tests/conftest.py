@@ -92,10 +92,11 @@ class Project:
     root: Path
 
     def run(self, *command: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        """Run a command; `python`, `dvc` and `unimed` are this environment's."""
+        """Run a command; `python`, `dvc` and `unimed` are this environment's, the library is the folder's own or else the project's."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         known = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_TRACKING")}
-        environ = known | {"PATH": path, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"} | environ
+        home = self.root if (self.root / "src").is_dir() else ROOT
+        environ = known | {"PATH": path, "PYTHONPATH": f"{home / 'src'}{os.pathsep}{home}"} | environ
         return subprocess.run(command, cwd=self.root, env=environ, capture_output=True, text=True, check=False)
 
     def first(self, *more: str, **environ: str) -> subprocess.CompletedProcess[str]:

@@ -1,5 +1,6 @@
 """Several tasks in one run: each has its share of every epoch, and no sample of the main task is left out."""
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -11,8 +12,6 @@ from unimed.train.mixture import Mixture
 
 def named(name, count):
     """Samples of a task that differ in name alone; nothing here looks at their pixels."""
-    import dataclasses
-
     plain = tiny.turn("?", "yes")
     return [
         tiny.Sample(f"{name}{i}", "Made/up", "ct", "Made", 8, 8, (dataclasses.replace(plain, task=name),), None, None) for i in range(count)

@@ -1,18 +1,13 @@
 """The whole graph with the smallest numbers: raw data to registered models, on phantoms and on a real sample where one lies beside it."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import yaml
 
-from conftest import ROOT
+from conftest import ROOT, Project
 from pipelines import stages
 
 SAMPLE = ROOT.parent / "shared/data/sa-med2d-sample"
@@ -22,28 +17,20 @@ STAGES = [stage.name for stage in stages.read((ROOT / "dvc.yaml").read_text())]
 pytestmark = pytest.mark.slow
 
 
-@dataclass(frozen=True)
-class Copy:
-    """A copy of the project, without git, with small numbers."""
+def run(project: Project, *command: str) -> str:
+    """What a command prints; it must succeed."""
+    done = project.run(*command)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return done.stdout
 
-    root: Path
 
-    def run(self, *command: str) -> str:
-        """What a command prints; it must succeed."""
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        known = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_TRACKING")}
-        environ = known | {"PATH": path, "PYTHONPATH": f"{self.root / 'src'}{os.pathsep}{self.root}", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=self.root, env=environ, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-        return done.stdout
-
-    def change(self, **sections: dict) -> None:
-        """Change numbers in params.yaml, each section's given ones."""
-        file = self.root / "params.yaml"
-        params = yaml.safe_load(file.read_text())
-        file.write_text(
-            yaml.safe_dump({name: value | sections.get(name, {}) if isinstance(value, dict) else value for name, value in params.items()})
-        )
+def change(project: Project, **sections: dict) -> None:
+    """Change numbers in params.yaml, each section's given ones."""
+    file = project.root / "params.yaml"
+    params = yaml.safe_load(file.read_text())
+    for name, numbers in sections.items():
+        params[name] |= numbers
+    file.write_text(yaml.safe_dump(params))
 
 
 def ran(output: str) -> list[str]:
@@ -52,7 +39,7 @@ def ran(output: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Copy:
+def project(tmp_path_factory) -> Project:
     """The project copied as an unpacked archive."""
     root = tmp_path_factory.mktemp("archive")
     for name in ("src", "components", "pipelines"):
@@ -60,8 +47,9 @@ def project(tmp_path_factory) -> Copy:
     for name in (".dvc/config", ".dvcignore", "dvc.yaml", "params.yaml"):
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, root / name)
-    copy = Copy(root)
-    copy.change(
+    copy = Project(root)
+    change(
+        copy,
         foundation={
             "cases": 4,
             "vision": FEW | {"learning_rate": 1e-3},
@@ -78,7 +66,7 @@ def project(tmp_path_factory) -> Copy:
 @pytest.fixture(scope="module")
 def demo(project) -> str:
     """What the demo prints on a dozen made-up patients."""
-    return project.run("unimed", "demo", "--cases", "12", "--slices", "2")
+    return run(project, "unimed", "demo", "--cases", "12", "--slices", "2")
 
 
 def test_one_command_runs_every_stage_once_and_says_where_report_and_models_are(project, demo):
@@ -118,29 +106,29 @@ def test_every_stage_is_a_child_of_one_run_that_names_its_data_by_dvc_s_hash(pro
 
 
 def test_a_second_run_does_nothing(project, demo):
-    assert ran(project.run("dvc", "repro")) == []
+    assert ran(run(project, "dvc", "repro")) == []
 
 
 def test_a_changed_number_of_stage_5_runs_stage_5_and_the_evaluation_alone(project, demo):
-    project.change(grpo={"temperature": 0.9})
-    assert ran(project.run("dvc", "repro")) == ["grpo", "evaluate"]
+    change(project, grpo={"temperature": 0.9})
+    assert ran(run(project, "dvc", "repro")) == ["grpo", "evaluate"]
 
 
 def test_an_edit_in_the_code_of_stage_5_makes_stage_5_alone_out_of_date(project, demo):
     file = project.root / "src/unimed/rl/rewards.py"
     before = file.read_text()
     file.write_text(before + "\n# edited\n")
-    assert set(json.loads(project.run("dvc", "status", "--json"))) == {"grpo"}
+    assert set(json.loads(run(project, "dvc", "status", "--json"))) == {"grpo"}
     file.write_text(before)
 
 
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason="the real sample is not beside the project")
 def test_a_real_download_goes_through_the_same_graph_to_registered_models(project, demo):
-    said = project.run("unimed", "demo", "--raw", str(SAMPLE))
+    said = run(project, "unimed", "demo", "--raw", str(SAMPLE))
     assert set(ran(said)) == set(STAGES) - {"foundation"}
     assert set(re.findall(r"model +(\S+) version \d+\n", said)) == MODELS
     assert "mean nothing" in (project.root / "reports/evaluation/report.html").read_text()
     image = next((SAMPLE / "SAMed2Dv1/images").glob("*.png"))
     question = ("--question", "Please segment the liver in this image.", "--json")
-    answer = json.loads(project.run("unimed", "predict", "--model", "models/reasoner", "--image", str(image), *question))
+    answer = json.loads(run(project, "unimed", "predict", "--model", "models/reasoner", "--image", str(image), *question))
     assert {use["expert"] for use in answer["router"]} == {"vqa", "grounding"}
