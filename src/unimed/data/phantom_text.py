@@ -4,11 +4,13 @@ Every closed question is as often answered one way as the other, given its words
 """
 
 from collections.abc import Iterable, Iterator
+from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
 
 from unimed.data.phantoms import CLASSES, LESION, MODALITIES, ORGANS, SIDES, Scene
+from unimed.data.records import lettered
 
 Record = dict[str, Any]
 QUALITIES = {True: "calcified", False: "smooth"}
@@ -86,14 +88,12 @@ def _shuffled(rng: np.random.Generator, words: list[str]) -> list[str]:
 
 
 def _item(kind: str, question: str, options: list[str], answer: str, rationale: str) -> Record:
-    letters = "ABCD"[: len(options)]
-    lettered = "\n".join(f"{letter}) {option}" for letter, option in zip(letters, options, strict=True))
     return {
         "question": question,
         "options": options,
         "answer": answer,
-        "problem": f"{question}\n{lettered}",
-        "solution": letters[options.index(answer)],
+        "problem": lettered(question, options),
+        "solution": ascii_uppercase[options.index(answer)],
         "rationale": rationale,
         "question_type": kind,
     }

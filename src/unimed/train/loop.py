@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from torch.utils.hooks import RemovableHandle
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from unimed import tracking
@@ -52,6 +53,7 @@ class Progress(TrainerCallback):
         # What trains and never had a gradient.
         self.waiting: set[str] = set()
         self.checked = False
+        self.hooks: list[RemovableHandle] = []
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
@@ -59,8 +61,7 @@ class Progress(TrainerCallback):
         # Hooks, because DeepSpeed takes gradients away before anyone else can look at them.
         trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.waiting = set(trained)
-        for name, parameter in trained.items():
-            parameter.register_hook(partial(self._arrived, name))
+        self.hooks = [parameter.register_hook(partial(self._arrived, name)) for name, parameter in trained.items()]
         self.ticker.__enter__()
 
     def _arrived(self, name: str, gradient: Tensor) -> None:
@@ -80,6 +81,13 @@ class Progress(TrainerCallback):
         if wrong := sorted(frozen | missing):
             raise RuntimeError(f"expected a gradient for exactly what trains, found otherwise for {wrong[:5]} and {len(wrong)} in all")
         self.checked = not self.waiting
+        if self.checked:
+            self._unhook()
+
+    def _unhook(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+        self.hooks = []
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.ticker.advance(1, **self.losses)
@@ -91,6 +99,7 @@ class Progress(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.ticker.__exit__(None, None, None)
+        self._unhook()
         if self.waiting:
             found = f"{', '.join(sorted(self.waiting)[:5])} and {len(self.waiting)} in all"
             logger.warning("%s: no sample had a target mask, so these parameters stayed as they were: %s", self.ticker.label, found)

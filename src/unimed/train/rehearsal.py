@@ -16,7 +16,7 @@ from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.train import rehearsal_language, rehearsal_vision
 
 WORDS = "Please segment the and in this image. There is no. Reason in then answer <think></think> <answer></answer> A) B) C) D)\n"
-"""Words of later stages' prompts, so that the tokenizer has them whole; the language model is not shown them."""
+"""Words of later stages' prompts, so that the tokenizer has them whole; of these the language model is shown the tags alone."""
 
 
 def build(vlm: Vlm, settings: Foundation, seed: int) -> Assembled:

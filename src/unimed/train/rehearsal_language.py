@@ -31,7 +31,7 @@ WORDS = (*CLASSES, *phantom_text.SIDES, *phantom_text.QUALITIES.values(), *phant
 
 
 def corpus(scenes: Sequence[Scene], seed: int, repeats: int = 3) -> list[list[Turn]]:
-    """For every scene its caption, closed questions drawn `repeats` times, and a question about each class as a region."""
+    """For every scene its caption, closed questions, lists and copies drawn `repeats` times, and each class as a region."""
     conversations = []
     for number, scene in enumerate(scenes):
         rng = np.random.default_rng([seed, number, 2])
