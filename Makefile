@@ -11,7 +11,7 @@ endif
 # Compiled modules are kept: without them importing torch, transformers and mlflow takes three times as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-fast check repro lock clean
+.PHONY: help setup demo repro compile images images-test test test-fast check lock clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -19,10 +19,12 @@ help: ## print this list
 
 setup: .venv/.synced ## make .venv from requirements.lock; does nothing when it is up to date
 
-.venv/.synced: requirements.lock pyproject.toml
+$(BIN)/uv:
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
-	$(BIN)/uv pip install --exact -r requirements.lock -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
+
+.venv/.synced: requirements.lock pyproject.toml | $(BIN)/uv
+	$(BIN)/uv pip install --exact -r requirements.lock -e .[train,server,runners]
 	test ! -e .git || test -e .dvc/config.local || printf '[core]\n    no_scm = false\n' > .dvc/config.local
 	touch $@
 
@@ -31,6 +33,15 @@ demo: setup ## raw data to registered models: make demo [SEED=1] [RAW=path/to/da
 
 repro: setup ## run the stages that are out of date
 	dvc repro
+
+compile: setup ## the Kubeflow pipeline as one file: make compile [PARAMS=file] [RAW=uri]
+	unimed compile $(if $(PARAMS),--params "$(PARAMS)") $(if $(RAW),--raw "$(RAW)")
+
+images: ## the two container images, see docs/images.md: make images [REGISTRY=host/team]
+	sh docker/images.sh
+
+images-test: setup ## build the images and run the pipeline in them; needs root, dockerd and debootstrap
+	OMP_NUM_THREADS=1 pytest -m images tests/images
 
 test: setup ## all tests
 	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
@@ -44,8 +55,8 @@ check: setup ## lint, format, types, house rules
 	pyrefly check
 	pytest -q tests/test_house.py tests/test_stages.py
 
-lock: setup ## resolve pyproject.toml anew; needs torch's CPU wheel in PIP_FIND_LINKS
-	uv pip compile pyproject.toml --group dev --python-version 3.11 --upgrade-package torch \
+lock: $(BIN)/uv ## resolve pyproject.toml anew; needs torch's CPU wheel in PIP_FIND_LINKS
+	uv pip compile pyproject.toml --all-extras --group dev --python-version 3.11 --upgrade-package torch \
 		--custom-compile-command "make lock" --no-emit-find-links --no-emit-index-url --quiet -o requirements.lock
 	sed -i -E 's/^(torch==[0-9.]+)\+cpu/\1/' requirements.lock
 
