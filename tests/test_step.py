@@ -9,7 +9,7 @@ import pytest
 
 from conftest import Project
 from unimed import outputs, step
-from unimed.config import Tracking
+from unimed.settings import Tracking
 from unimed.step import Input, Output
 
 BAD_INPUT = 78
@@ -85,7 +85,7 @@ def test_a_defect_shows_its_traceback(project: Project):
         ("rate: 0.5", "rte: 0.5", "params.yaml: first.rate is missing; params.yaml: first.rte is not a known key"),
         ("steps: 3", "steps: many", "params.yaml: first.steps must be a valid integer, unable to parse string as an integer, is 'many'"),
         ("first:", "frist:", "params.yaml: first is missing"),
-        ("seed: 3", "sed: 1\nseed: 3", "params.yaml: sed is not a known key; known are first, second, seed, tracking"),
+        ("seed: 3", "sed: 1\nseed: 3", "params.yaml: sed is not a known key; known are cluster, first, gate, second, seed, tracking"),
         ("{rate", "{[rate", "params.yaml, line 3: expected YAML, found a mistake: "),
     ],
 )

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from unimed import cluster, environment
 from unimed import demo as demonstration
-from unimed import environment
 from unimed.errors import InputError
 
 NOTICE = "For research only: not a medical device, not for clinical use."
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Make or write back data.", no_args_is_help=True)
 app.add_typer(data, name="data")
+cluster.add(app)
 
 
 @data.command()
@@ -96,7 +97,7 @@ def demo(
 ) -> None:
     """Take raw data through every stage to evaluated, registered models."""
     from unimed import params, recorder
-    from unimed.config import Tracking
+    from unimed.settings import Tracking
 
     started = time.monotonic()
     if seed is not None:

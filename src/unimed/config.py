@@ -232,13 +232,6 @@ class Grpo(Optimisation):
         return self
 
 
-class Tracking(Section):
-    """Where MLflow keeps runs; MLFLOW_TRACKING_URI wins over it. No stage depends on it: it moves numbers and changes none."""
-
-    uri: str = "sqlite:///mlflow.db"
-    experiment: str = "uni-medvlm"
-
-
 class Evaluate(Section):
     """How much of the held-out data is scored and how."""
 

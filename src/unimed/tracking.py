@@ -14,8 +14,8 @@ from typing import Any
 
 from unimed import job as jobs
 from unimed import outputs, recorder, sidecar
-from unimed.config import Tracking
 from unimed.job import Job
+from unimed.settings import Tracking
 
 REPORTS = (".html", ".json")
 """Endings of the files in an output folder that are kept with the run."""
