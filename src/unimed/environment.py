@@ -4,6 +4,7 @@ import logging
 import os
 
 DEFAULTS = {
+    "AWS_EC2_METADATA_DISABLED": "true",
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "1",
     "GX_ANALYTICS_ENABLED": "false",
@@ -13,12 +14,13 @@ DEFAULTS = {
     "HF_HUB_OFFLINE": "1",
     "MLFLOW_CONFIGURE_LOGGING": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "true",
     "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false",
     "TOKENIZERS_PARALLELISM": "false",
 }
 """Environment variables that libraries read when they are imported; a value that the user has set wins."""
 
-CHATTY = ("alembic", "mlflow", "httpx", "great_expectations", "accelerate", "DeepSpeed", "filelock", "datasets")
+CHATTY = ("alembic", "mlflow", "httpx", "great_expectations", "accelerate", "botocore", "DeepSpeed", "filelock", "datasets")
 """Loggers whose news is not ours; their warnings still show."""
 
 

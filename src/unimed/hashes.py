@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -19,22 +19,46 @@ def recorded(kinds: tuple[str, ...], root: Path = Path()) -> dict[str, str]:
 
 def code_hash(path: Path) -> str:
     """A hash of the names and bytes of a source file or folder, compiled files left out."""
-    files = _files(path) if path.is_dir() else iter([path])
-    names = [[file.relative_to(path).as_posix(), file.read_bytes().hex()] for file in files if "__pycache__" not in file.parts]
+    names = [[file.relative_to(path).as_posix(), file.read_bytes().hex()] for file in files(path)]
     return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 
 def dvc_hash(path: Path) -> str:
-    """The hash DVC would record: md5 of a file, or of the sorted list of a folder's files (then ending in `.dir`, 36 characters)."""
+    """The hash DVC would record: md5 of a file, or of a folder's listing (then ending in `.dir`, 36 characters)."""
+    return listing_hash(listing(path)) if path.is_dir() else _md5(path)
+
+
+def dvc_hashes(places: Mapping[str, Path]) -> dict[str, str]:
+    """The hash DVC would record of each place, by name."""
+    return {name: dvc_hash(place) for name, place in places.items()}
+
+
+def listing(folder: Path) -> list[dict[str, str]]:
+    """DVC's listing of a folder: `md5` and `relpath` of each file, by relpath."""
+    entries = [{"md5": _md5(file), "relpath": file.relative_to(folder).as_posix()} for file in files(folder)]
+    return sorted(entries, key=lambda entry: entry["relpath"])
+
+
+def listing_text(entries: list[dict[str, str]]) -> bytes:
+    """The bytes of a listing as DVC stores them."""
+    return json.dumps(entries, sort_keys=True).encode()
+
+
+def listing_hash(entries: list[dict[str, str]]) -> str:
+    """The hash of the folder that a listing describes."""
+    return hashlib.md5(listing_text(entries), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def files(path: Path) -> list[Path]:
+    """The file itself, or every file below a folder in order, without what .dvcignore leaves out: compiled Python."""
     if not path.is_dir():
-        return _md5(path)
-    entries = [{"md5": _md5(file), "relpath": file.relative_to(path).as_posix()} for file in _files(path)]
-    entries.sort(key=lambda entry: entry["relpath"])
-    return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    yield from sorted(path for path in folder.rglob("*") if path.is_file())
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    return sum(file.stat().st_size for file in files(path))
 
 
 def _md5(file: Path) -> str:
