@@ -6,6 +6,7 @@ Starts, like the other expert, from the aligned model. The mask encoder with its
 from unimed import step
 from unimed.config import GroundingTraining
 from unimed.data import samples
+from unimed.hashes import dvc_hashes
 from unimed.model import adapters, artifacts, assemble
 from unimed.step import Input, Output
 from unimed.train import loop
@@ -29,7 +30,8 @@ def run(
     history = loop.fit(made.model, mixture, collator, grounding_expert, seed, "grounding_expert", mask_loss=weights)
     adapters.write(expert, adapters.taken(language, "grounding"))
     parents = {"foundation": foundation, "aligned": aligned}
-    artifacts.write(expert, artifacts.named(made.model, assemble.GROUNDING), parents, history=history)
+    data = dvc_hashes({"vqa": vqa, "grounding": grounding})
+    artifacts.write(expert, artifacts.named(made.model, assemble.GROUNDING), parents, data=data, history=history)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Leaves out MedVLM-R1's pull toward a reference model unless kl_weight asks for i
 from unimed import step
 from unimed.config import Grpo
 from unimed.data import samples
+from unimed.hashes import dvc_hashes
 from unimed.model import adapters, artifacts, assemble
 from unimed.rl import trainer
 from unimed.step import Input, Output
@@ -31,7 +32,8 @@ def run(
     adapters.write(reasoner, adapters.taken(language, "reasoner"))
     parents = {"foundation": foundation, "aligned": aligned, **experts, "router": router}
     history = [{"phase": phase, **entry} for phase, entries in (("cold_start", shown), ("grpo", rewarded)) for entry in entries]
-    artifacts.seal(reasoner, parents, history=history)
+    data = dvc_hashes({"reasoning": reasoning, "vqa": vqa, "grounding": grounding})
+    artifacts.seal(reasoner, parents, data=data, history=history)
 
 
 if __name__ == "__main__":

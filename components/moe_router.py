@@ -6,6 +6,7 @@ Only the routers train. MedPLIB goes on training experts and embeddings here, so
 from unimed import step
 from unimed.config import MoeRouter
 from unimed.data import samples
+from unimed.hashes import dvc_hashes
 from unimed.model import artifacts, assemble
 from unimed.step import Input, Output
 from unimed.train import loop
@@ -27,8 +28,8 @@ def run(
     collator = Collator(made.processor)
     history = loop.fit(made.model, mixture, collator, moe_router, seed, "moe_router", moe_router.mask_loss, moe_router)
     parents = {"foundation": foundation, "aligned": aligned, "vqa": vqa_expert, "grounding": grounding_expert}
-    settings = moe_router.model_dump(mode="json")
-    artifacts.write(router, artifacts.named(made.model, routers), parents, history=history, moe_router=settings)
+    data, settings = dvc_hashes({"vqa": vqa, "grounding": grounding}), moe_router.model_dump(mode="json")
+    artifacts.write(router, artifacts.named(made.model, routers), parents, data=data, history=history, moe_router=settings)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Leaves out what MedPLIB trains besides: embeddings, norms and the output layer s
 from unimed import step
 from unimed.config import LoraTraining
 from unimed.data import samples
+from unimed.hashes import dvc_hashes
 from unimed.model import adapters, artifacts, assemble
 from unimed.step import Input, Output
 from unimed.train import loop
@@ -21,7 +22,7 @@ def run(data: Input, shards: Input, foundation: Input, aligned: Input, expert: O
     questions = samples.read(data, shards, split="train", turns=vqa_expert.turns, seed=seed)
     history = loop.fit(made.model, questions, Collator(made.processor), vqa_expert, seed, "vqa_expert")
     adapters.write(expert, adapters.taken(language, "vqa"))
-    artifacts.seal(expert, {"foundation": foundation, "aligned": aligned}, history=history)
+    artifacts.seal(expert, {"foundation": foundation, "aligned": aligned}, data=dvc_hashes({"vqa": data}), history=history)
 
 
 if __name__ == "__main__":

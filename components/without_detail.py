@@ -6,6 +6,7 @@ What it scores less than the real thing is what the high-resolution branch is wo
 from unimed import step
 from unimed.config import LoraTraining, Optimisation
 from unimed.data import samples
+from unimed.hashes import dvc_hashes
 from unimed.model import adapters, artifacts, assemble
 from unimed.step import Input, Output
 from unimed.train import loop
@@ -25,7 +26,8 @@ def run(
     questions = samples.read(data, shards, split="train", turns=vqa_expert.turns, seed=seed)
     history = loop.fit(made.model, questions, Collator(made.processor), vqa_expert, seed, "without_detail")
     adapters.write(expert, adapters.taken(language, "vqa"))
-    artifacts.write(expert, artifacts.named(made.model, assemble.ALIGNED), {"foundation": foundation}, history=history)
+    trained, taught = artifacts.named(made.model, assemble.ALIGNED), dvc_hashes({"alignment": captions, "vqa": data})
+    artifacts.write(expert, trained, {"foundation": foundation}, data=taught, history=history)
 
 
 if __name__ == "__main__":
