@@ -3,7 +3,9 @@
 A failure of MLflow is one warning; the run beside it never learns of it.
 """
 
+import contextlib
 import functools
+import hashlib
 import json
 import logging
 import os
@@ -15,8 +17,8 @@ from typing import Any, Concatenate, ParamSpec
 from urllib.parse import urlsplit
 
 from unimed import environment, sidecar
-from unimed.config import Tracking
-from unimed.job import Job
+from unimed.job import Job, in_pod
+from unimed.settings import Tracking
 
 CONNECT_SECONDS = 2.0
 FLUSH_SECONDS = 10.0
@@ -24,6 +26,8 @@ BATCH = 1000
 """MLflow takes at most this many metrics in one call, and a tenth of it in params."""
 
 NOTICE = {"research_use_only": "true"}
+SEALED = "manifest_sha256"
+"""Tag of a version: the hash of its manifest.json, which names all other files with theirs. A release finds its parts by it."""
 
 P = ParamSpec("P")
 logger = logging.getLogger("tracking")
@@ -82,17 +86,38 @@ class _Recorder:
         self.client.log_inputs(self.run_id, [DatasetInput(dataset, context) for dataset in data])
 
     def _child(self) -> str:
-        experiment = self.client.get_experiment_by_name(self.settings.experiment)
-        place = Path("mlartifacts").resolve().as_uri() if self.uri.startswith("sqlite:") else None
-        number = experiment.experiment_id if experiment else self.client.create_experiment(self.settings.experiment, place)
-        if found := self.client.search_runs([number], f"tags.`unimed.repro` = '{self.repro}'", max_results=1):
-            self.parent = found[0].info.run_id
-            self.client.update_run(self.parent, status="RUNNING")
-        else:
-            tags = {"unimed.repro": self.repro, **self.about}
-            self.parent = self.client.create_run(number, self.started, tags, "dvc repro").info.run_id
+        number = self._experiment()
+        self.parent = self._first(number) or self._open_parent(number)
+        self.client.update_run(self.parent, status="RUNNING")
         tags = {"mlflow.parentRunId": self.parent}
         return self.client.create_run(number, self.started, tags, self.job.stage).info.run_id
+
+    def _experiment(self) -> str:
+        """The experiment's number; one that a stage beside this one has just made is taken."""
+        from mlflow.exceptions import MlflowException
+
+        name = self.settings.experiment
+        place = Path("mlartifacts").resolve().as_uri() if self.uri.startswith("sqlite:") else None
+        for _ in range(2):
+            if found := self.client.get_experiment_by_name(name):
+                return found.experiment_id
+            with contextlib.suppress(MlflowException):
+                return self.client.create_experiment(name, place)
+        return self.client.create_experiment(name, place)
+
+    def _first(self, number: str) -> str:
+        """The parent run of this one; of several, which pods that start together may open, the first."""
+        wanted, order = f"tags.`unimed.repro` = '{self.repro}'", ["attributes.start_time ASC", "attributes.run_id ASC"]
+        found = self.client.search_runs([number], wanted, max_results=1, order_by=order)
+        return found[0].info.run_id if found else ""
+
+    def _open_parent(self, number: str) -> str:
+        tags = {"unimed.repro": self.repro, **self.about}
+        now = int(time.time() * 1000)  # in the order of making, so that all who look see the same first
+        made = self.client.create_run(number, now, tags, "kubeflow run" if in_pod() else "dvc repro").info.run_id
+        if (first := self._first(number)) != made:
+            self.client.delete_run(made)
+        return first
 
     def log(self, metrics: dict[str, float], step: int, milliseconds: int) -> None:
         """Take in the metrics of a step; they are sent in batches."""
@@ -126,7 +151,8 @@ class _Recorder:
             return
         self.client.log_artifacts(self.run_id, folder, "model")
         source = f"{self.client.get_run(self.run_id).info.artifact_uri}/model"
-        version = self.client.create_model_version(name, source, self.run_id, {"recipe_key": key, "stage": self.job.stage, **self.about})
+        tags = {"recipe_key": key, "stage": self.job.stage, **self.about, **_sealed(Path(folder))}
+        version = self.client.create_model_version(name, source, self.run_id, tags)
         logger.info("registered %s version %s", name, version.version)
 
     @_forgiving
@@ -140,6 +166,12 @@ class _Recorder:
             self.client.set_tag(self.parent, "failed_stage", self.job.stage)
         failed = "failed_stage" in self.client.get_run(self.parent).data.tags
         self.client.set_terminated(self.parent, "FAILED" if failed else "FINISHED")
+
+
+def _sealed(folder: Path) -> dict[str, str]:
+    """The tag with the hash of a folder's manifest, if it has one."""
+    manifest = folder / "manifest.json"
+    return {SEALED: hashlib.sha256(manifest.read_bytes()).hexdigest()} if manifest.is_file() else {}
 
 
 def latest_versions(settings: Tracking) -> dict[str, str]:
@@ -165,6 +197,8 @@ def address(settings: Tracking) -> str:
 def refusal(uri: str) -> str:
     """Why a tracking server takes no connection, asked without importing mlflow; empty when it does, or when the address is a file."""
     parts = urlsplit(uri)
+    if parts.scheme == "sqlite" and in_pod():
+        return f"{uri} would be a file of this pod and go with it; set MLFLOW_TRACKING_URI in the tracking Secret"
     if not parts.scheme.startswith("http") or not parts.hostname:
         return ""
     port = parts.port or (443 if parts.scheme == "https" else 80)

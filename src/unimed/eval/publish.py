@@ -6,26 +6,36 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from unimed.data.tables import Tables
+from unimed import hashes
+from unimed.data.tables import Tables, write_json
 from unimed.eval import ladder, report
-from unimed.eval.examination import Examination
+from unimed.eval.examination import Examination, Folders
 from unimed.eval.rows import Scores, rungs
+from unimed.model import artifacts
 
 TRUSTED = 200
 """Items per task below which scores say little."""
 
 
 def write(folder: Path, examination: Examination) -> str:
-    """Write ladder.json, predictions.parquet and report.html; returns the ladder as text."""
+    """Write ladder.json, scored.json, predictions.parquet and report.html; returns the ladder as text."""
     folder.mkdir(parents=True)
     predictions = examination.examine()
     scores = Scores(predictions, examination.seed, examination.settings.bootstrap_samples)
     rows = [*examination.caption_rows(), *rungs(scores)]
     ladder.write(folder / "ladder.json", rows)
+    write_json(folder / "scored.json", scored(examination.folders))
     predictions.to_parquet(folder / "predictions.parquet", index=False)
     samples = Tables.read(examination.folders.data["vqa"]).samples
     report.write(folder, rows, predictions, _images(examination), examination.curves(), examination.router_use, notes(samples, predictions))
     return ladder.table(rows)
+
+
+def scored(folders: Folders) -> dict[str, dict[str, str]]:
+    """What the scores are about: the sha256 of each model's manifest, and the hash of each task's data as DVC writes it."""
+    places: dict[str, Any] = {name: place for name, place in vars(folders).items() if name not in ("data", "shards")}
+    models = {name: artifacts.sha256(place / artifacts.MANIFEST) for name, place in places.items()}
+    return {"models": models, "data": {task: hashes.dvc_hash(place) for task, place in folders.data.items()}}
 
 
 def _images(examination: Examination) -> Any:

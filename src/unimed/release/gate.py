@@ -1,0 +1,106 @@
+"""Whether a model may be released: every check answered, with the verdict as JSON and as a page for people. A rejection is a result."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from unimed import hashes
+from unimed.data.raw import load
+from unimed.data.tables import Tables, write_json
+from unimed.errors import InputError
+from unimed.eval import charts, ladder
+from unimed.eval.ladder import Row
+from unimed.model import artifacts
+from unimed.release import checks
+from unimed.release.checks import Check, Validated
+from unimed.release.parts import NOTICE
+from unimed.settings import Gate
+
+VERDICT, REPORT, SCORED = "verdict.json", "report.html", "scored.json"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is to be judged: folders of validated data by task and of models by name, and an evaluation of them."""
+
+    data: Mapping[str, Path]
+    models: Mapping[str, Path]
+    report: Path
+
+
+def write(folder: Path, candidate: Candidate, gate: Gate) -> dict[str, Any]:
+    """Judge a candidate and write verdict.json and report.html; returns the verdict. The same input gives the same bytes.
+
+    Raises InputError for a folder that holds no validated data, no model or no evaluation; whatever else is wrong is a failed check.
+    """
+    for model in candidate.models.values():
+        if not (model / artifacts.MANIFEST).is_file():
+            raise InputError(f"{model}: expected a model folder with a {artifacts.MANIFEST}, found none")
+    found = {task: _validated(place) for task, place in candidate.data.items()}
+    rows, scored = ladder.read(candidate.report / "ladder.json"), _scored(candidate.report / SCORED)
+    answered = [
+        *checks.quality(rows, gate),
+        *checks.data(found, gate),
+        *checks.provenance(candidate.models, found, scored),
+        *checks.safety(candidate.models),
+    ]
+    verdict = {
+        "passed": all(check.passed for check in answered),
+        "reasons": [check.sentence for check in answered if not check.passed],
+        "checks": [asdict(check) for check in answered],
+        "models": {name: artifacts.sha256(place / artifacts.MANIFEST) for name, place in candidate.models.items()},
+        "data": {task: valid.digest for task, valid in found.items()},
+        "licences": {task: valid.licences for task, valid in found.items()},
+        "evaluation": hashes.dvc_hash(candidate.report),
+        "rows": [asdict(row) for row in rows],
+        "bounds": gate.model_dump(mode="json"),
+        "notice": NOTICE,
+    }
+    folder.mkdir(parents=True)
+    write_json(folder / VERDICT, verdict)
+    (folder / REPORT).write_text(_page(verdict, answered, rows), encoding="utf-8")
+    return verdict
+
+
+def _validated(folder: Path) -> Validated:
+    verdict, manifest = load(folder / "verdict.json"), load(folder / "manifest.json")
+    for name, content, keys in (("verdict", verdict, {"passed", "kept", "expectations"}), ("manifest", manifest, {"counts"})):
+        if not isinstance(content, dict) or not keys <= content.keys():
+            raise InputError(f"{folder}/{name}.json: expected a {name} of validate, found other JSON")
+    return Validated(Tables.read(folder), verdict, manifest, hashes.dvc_hash(folder))
+
+
+def _scored(path: Path) -> dict[str, Any]:
+    scored = load(path)
+    if not isinstance(scored, dict) or not all(isinstance(scored.get(key), dict) for key in ("models", "data")):
+        raise InputError(f"{path}: expected the hashes of models and data that evaluate writes, found other JSON")
+    return scored
+
+
+def _page(verdict: Mapping[str, Any], answered: Sequence[Check], rows: Sequence[Row]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    drawn = {f"{row.stage} / {row.metric}": _drawn(row) for row in rows}
+    kinds = [(kind, list(group)) for kind, group in groupby(answered, lambda check: check.kind)]
+    return environment.get_template("gate.html.j2").render(verdict=verdict, kinds=kinds, drawn=drawn)
+
+
+def _drawn(row: Row) -> str:
+    """The row as a drawing, when it and its baseline are shares."""
+    if (
+        row.value is None
+        or row.low is None
+        or row.high is None
+        or not all(0 <= share <= 1 for share in (row.low, row.high, row.baseline or 0))
+    ):
+        return ""
+    return charts.whisker(row.value, row.low, row.high, row.baseline)
