@@ -10,27 +10,42 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
+from pydantic import Field, ValidationError
 
+from unimed.config import Section
 from unimed.errors import InputError
 from unimed.hashes import code_hash, dvc_hash, recorded
 
 KEYS = {"desc", "cmd", "deps", "params", "outs", "meta"}
 CODE = ("components/", "src/unimed/")
-IMAGES = ("ops", "train")
+QUANTITY = r"^[1-9]\d*(Mi|Gi|Ti)$"
 PROGRAM = 3
 """Words of a command before its flags: python -m components.NAME."""
 
 
-@dataclass(frozen=True)
-class Meta:
-    """What a cluster needs to know of a stage and DVC does not: an image by its short name, memory as Kubernetes writes it, GPUs."""
+class Meta(Section):
+    """What a cluster needs to know of a stage and DVC does not."""
 
-    image: str
-    memory: str
-    gpus: int = 0
+    image: Literal["ops", "train"]
+    """Which of the two images: docker/ops.Dockerfile or docker/train.Dockerfile."""
+
+    memory: str = Field(pattern=QUANTITY)
+    """Of a pod, as Kubernetes writes it."""
+
+    gpus: int = Field(default=0, ge=0)
+    """Of a node; with more than one, torchrun starts a process for each."""
+
+    nodes: int = Field(default=1, ge=1)
+    """That train together; more than one makes the stage a TrainJob."""
+
+    shared_memory: str = Field(default="", pattern=f"^$|{QUANTITY}")
+    """Size of /dev/shm; Kubernetes' 64 MiB when left out."""
+
+    shows: tuple[str, ...] = ()
+    """Files in the stage's outputs that the Kubeflow UI shows: HTML as a page, JSON as metrics."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +117,11 @@ def _check_paths(name: str, flags: dict[str, str], written: list[str], code: tup
 
 def _meta(name: str, entry: dict[str, Any]) -> Meta:
     try:
-        meta = Meta(**entry)
-    except TypeError:
-        raise InputError(f"dvc.yaml: stage {name} must have meta {{image, memory, gpus if any}}, has {sorted(entry)}") from None
-    if meta.image not in IMAGES:
-        raise InputError(f"dvc.yaml: stage {name} must have meta.image in {IMAGES}, is {meta.image}")
-    return meta
+        return Meta.model_validate(entry)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(["meta", *map(str, fault["loc"])])
+        raise InputError(f"dvc.yaml: stage {name}: {where}: {fault['msg']}, found {fault['input']!r}") from None
 
 
 def read(text: str) -> list[Stage]:
@@ -143,20 +157,35 @@ def param(params: dict[str, Any], key: str) -> Any:
     return value
 
 
+def recipe(stage: Stage, params: dict[str, Any], sources: dict[str, str]) -> str:
+    """The recipe key of a stage, 16 hex digits: of its command, numbers and image, and of a word for each path it reads or runs."""
+    numbers = {key: param(params, key) for key in stage.params}
+    text = json.dumps([stage.command, numbers, sources, stage.meta.image], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def recipes(stages: list[Stage], params: dict[str, Any], digest: Callable[[str], str]) -> dict[str, str]:
-    """A key per stage, 16 hex digits, that changes with its command, params or code, with root data, and with anything upstream.
+    """A key per stage that changes with its command, params or code, with root data, and with anything upstream.
 
     `digest` gives the hash of a path that no stage makes. Keys are known before anything runs: they hash how inputs are made.
     """
     keys: dict[str, str] = {}
     made: dict[str, str] = {}
     for stage in stages:
-        sources = {path: made[path] if path in made else digest(path) for path in (*stage.inputs.values(), *stage.code)}
-        numbers = {key: param(params, key) for key in stage.params}
-        recipe = json.dumps([stage.command, numbers, sources, stage.meta.image], sort_keys=True)
-        keys[stage.name] = hashlib.sha256(recipe.encode()).hexdigest()[:16]
+        keys[stage.name] = recipe(stage, params, sources(stage, made, digest))
         made |= dict.fromkeys(stage.outputs.values(), keys[stage.name])
     return keys
+
+
+def sources(stage: Stage, made: dict[str, str], digest: Callable[[str], str]) -> dict[str, str]:
+    """A word for each path that a stage reads or runs: the key in `made` of the stage that makes it, else its hash."""
+    return {path: made[path] if path in made else digest(path) for path in (*stage.inputs.values(), *stage.code)}
+
+
+def roots(stages: list[Stage]) -> list[str]:
+    """The paths that stages read and none makes: raw data."""
+    made = {path for stage in stages for path in stage.outputs.values()}
+    return sorted({path for stage in stages for path in stage.inputs.values()} - made)
 
 
 def recipe_key(name: str, params: dict[str, Any], root: Path = Path()) -> str:
@@ -166,8 +195,7 @@ def recipe_key(name: str, params: dict[str, Any], root: Path = Path()) -> str:
     """
     stages = read((root / "dvc.yaml").read_text())
     chain = upstream(stages, name)
-    made = {path for stage in stages for path in stage.outputs.values()}
-    known = recorded(("deps",), root) if made.issuperset(chain[-1].inputs.values()) else {}
+    known = {} if set(roots(stages)) & set(chain[-1].inputs.values()) else recorded(("deps",), root)
 
     def digest(path: str) -> str:
         return code_hash(root / path) if path.startswith(CODE) else known.get(path) or dvc_hash(root / path)

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from unimed import hashes, params
+from unimed import hashes, params, settings
 
 if TYPE_CHECKING:
     from pipelines.stages import Stage
+
+
+RUN, RECIPE, REVISION, FAULT = "UNIMED_RUN", "UNIMED_RECIPE", "UNIMED_REVISION", "UNIMED_FAULT"
+"""Environment variables by which a pod says which pipeline run it belongs to, under which key and from which git revision it was compiled,
+and which file to make when the input is at fault: torchrun keeps the exit codes of its processes to itself."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +45,15 @@ def find(program: str, flags: dict[str, str], ports: list[str], taken: dict[str,
     """
     stages = _stages()
     if stages:
-        params.check_keys(everything, {key.split(".")[0] for stage in stages for key in stage.params} | {"tracking"})
+        params.check_keys(everything, {key.split(".")[0] for stage in stages for key in stage.params} | settings.ASIDE)
     inputs = _hashes([flags[name] for name in ports])
     for stage in stages:
         if stage.component == program and {**stage.inputs, **stage.outputs, **stage.words} == flags:
             from pipelines.stages import param, recipe_key
 
             numbers = {key: param(everything, key) for key in stage.params}
-            return Job(stage.name, recipe_key(stage.name, everything), inputs, params.flat(numbers))
+            key = os.environ.get(RECIPE) or recipe_key(stage.name, everything)
+            return Job(stage.name, key, inputs, params.flat(numbers))
     recipe = json.dumps([program, flags, inputs, taken], sort_keys=True)
     return Job(program, hashlib.sha256(recipe.encode()).hexdigest()[:16], inputs, params.flat(taken))
 
@@ -60,13 +67,20 @@ def _stages() -> "list[Stage]":
 
 
 def _hashes(inputs: list[str]) -> dict[str, str]:
-    """Under DVC what it recorded for what stages made, since it has just compared them; else, and for raw data, hashed here."""
-    known = hashes.recorded(("outs",)) if _dvc() else {}
+    """What the runner has just compared: DVC the outputs of stages, a pod all inputs; the rest, and raw data under DVC, is hashed here."""
+    known = hashes.recorded(("deps",)) if in_pod() else hashes.recorded(("outs",)) if _dvc() else {}
     return {path: known[path] if path in known else hashes.dvc_hash(Path(path)) for path in inputs}
 
 
+def in_pod() -> bool:
+    """Whether a pod of a pipeline run started this program."""
+    return bool(os.environ.get(RUN))
+
+
 def repro() -> str:
-    """A name for the `dvc` process above this one; without one, for this process."""
+    """What joins the stages of one run: the run of the pipeline, else the `dvc` process above this one, else this process."""
+    if in_pod():
+        return os.environ[RUN]
     process = _dvc() or psutil.Process()
     return f"{process.pid}-{process.create_time():.0f}"
 
@@ -80,7 +94,9 @@ def _dvc() -> psutil.Process | None:
 
 
 def revision() -> str:
-    """The git commit of the working folder, `-dirty` when it has edits; empty outside a clone."""
+    """The git commit of the working folder, `-dirty` when it has edits, or that a pod was compiled from; else empty."""
+    if in_pod():
+        return os.environ.get(REVISION, "")
     if not Path(".git").exists():
         return ""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

@@ -6,6 +6,7 @@ A component calls `step.main(run)`; the signature of `run` is all it declares.
 import argparse
 import inspect
 import logging
+import os
 import random
 import signal
 import sys
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_type_hints
 
 from unimed import environment, job, outputs, params, tracking
-from unimed.config import Tracking
 from unimed.errors import InputError
+from unimed.settings import Tracking
 
 Input = Annotated[Path, "input"]
 """A file or folder that the component reads."""
@@ -57,16 +58,18 @@ def main(run: Run, registers: str | None = None) -> None:
     """
     environment.settle()
     environment.start_logging()
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, stop)
     try:
         _run(run, registers, sys.argv[1:])
     except InputError as error:
         log.error("%s", error)
+        if note := os.environ.get(job.FAULT):
+            Path(note).touch()
         sys.exit(BAD_INPUT)
 
 
-def _stop(number: int, frame: object) -> NoReturn:
-    """A polite kill ends like Ctrl-C: clean-up runs, tracking learns of it."""
+def stop(number: int, frame: object) -> NoReturn:
+    """End on a signal as on Ctrl-C: clean-up runs, tracking learns of it."""
     sys.exit(128 + number)
 
 
