@@ -5,6 +5,7 @@ An artifact is the folder itself, or a file: the folder's DVC listing, whose byt
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from unimed.store import Store
 
 SHOWN = {".html": "HTML", ".json": "Metrics"}
 """The KFP type of a file that the UI shows, by its ending."""
+
+RUN = "KFP_RUN_ID"
+"""Where a pod finds its run. Kubeflow leaves its own placeholder for it as it is in the command of a container."""
 
 PASSED, REJECTED = "passed", "rejected"
 KINDS = {"data": "Dataset", "models": "Model"}
@@ -97,6 +101,14 @@ def decide(stage: Stage, folder: Path, outcome: Path | None) -> dict[str, str]:
     outcome.parent.mkdir(parents=True, exist_ok=True)
     outcome.write_text(word)
     return {"outcome": word}
+
+
+def run_id(executor_input: dict[str, Any]) -> str:
+    """The pipeline run that a pod belongs to: its label on a cluster, and the folder of its artifacts where nothing sets that."""
+    if known := os.environ.get(RUN):
+        return known
+    uri = next(iter(executor_input["outputs"]["artifacts"].values()))["artifacts"][0]["uri"]
+    return Path(uri).parent.parent.name
 
 
 def report(executor_input: dict[str, Any], about: dict[str, dict[str, Any]], parameters: dict[str, str]) -> None:

@@ -58,13 +58,13 @@ def main() -> None:
     environment.start_logging()
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--orders", type=json.loads, required=True, help="store, recipe keys and git revision, as JSON")
-    parser.add_argument("--run", required=True, help="the pipeline run")
     parser.add_argument("--status", type=json.loads, required=True, help="KFP's word on how it ended, as JSON")
     parser.add_argument("--executor-input", type=json.loads, required=True, help="KFP's word on inputs and outputs, as JSON")
     parser.add_argument("--page", type=Path, required=True, help="where the page goes")
     given = parser.parse_args(sys.argv[1:])
+    run = artifacts.run_id(given.executor_input)
     try:
-        log.info("run %s ended: %s", given.run, write(given.page, given.status, given.run, given.orders))
+        log.info("run %s ended: %s", run, write(given.page, given.status, run, given.orders))
         artifacts.report(given.executor_input, {"page": {"state": read(given.status)[0]}}, {})
     except InputError as error:
         log.error("%s", error)

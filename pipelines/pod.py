@@ -157,7 +157,7 @@ def find(name: str) -> Stage:
 def _arguments(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--order", type=Order.model_validate_json, required=True, help="what the compiler says, as JSON")
-    parser.add_argument("--run", required=True, help="the pipeline run")
+    parser.add_argument("--run", help="the pipeline run, for a pod that Kubeflow did not start itself")
     parser.add_argument("--params", required=True, help="params.yaml, as far as the stage takes it")
     parser.add_argument("--executor-input", type=json.loads, help="KFP's word on inputs and outputs, as JSON")
     parser.add_argument("--inputs", type=json.loads, help="hash of each input in the store, as JSON, instead of artifacts")
@@ -171,7 +171,8 @@ def run(words: list[str]) -> None:
     """Run the stage that the words order."""
     given, command = _arguments(words)
     stage = find(given.order.stage)
-    pod = Pod(given.order, given.run, given.params, stage, Store(given.order.store) if given.order.store else None)
+    run_id = given.run or artifacts.run_id(given.executor_input)
+    pod = Pod(given.order, run_id, given.params, stage, Store(given.order.store) if given.order.store else None)
     if given.inputs is not None:
         worker(pod, given.inputs)
         return

@@ -2,7 +2,7 @@
 
 from kfp import dsl, kubernetes
 
-from pipelines import resources
+from pipelines import artifacts, resources
 from pipelines.stages import Stage
 from unimed.settings import Cluster
 
@@ -19,6 +19,7 @@ def settle(task: dsl.PipelineTask, stage: Stage, cluster: Cluster) -> dsl.Pipeli
     task.set_memory_request(wanted).set_memory_limit(wanted)
     kubernetes.set_security_context(task, run_as_non_root=True)
     kubernetes.empty_dir_mount(task, "scratch", "/tmp")  # noqa: S108  the one place that a read-only root leaves to write to
+    kubernetes.use_field_path_as_env(task, artifacts.RUN, "metadata.labels['pipeline/runid']")
     for secret, keys in resources.secrets(cluster).items():
         kubernetes.use_secret_as_env(task, secret, {key: key for key in keys}, optional=True)
     if not waits:

@@ -18,7 +18,6 @@ from pipelines.stages import Stage
 from unimed.errors import InputError
 
 NAME = "uni-medvlm"
-RUN = dsl.PIPELINE_JOB_ID_PLACEHOLDER
 EXECUTOR_INPUT = dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER
 """What the launcher puts in its place says where each artifact lies, and where to report on it, on a cluster and locally alike."""
 
@@ -29,7 +28,7 @@ def component(stage: Stage, order: Order, image: str) -> Any:
     place |= {path: {"outputPath": port} for port, path in stage.outputs.items()}
     shown = [word for file in stage.meta.shows for word in ("--show", file, {"outputPath": artifacts.port(file)})]
     outcome = ["--outcome", {"outputPath": "outcome"}] if stage.name == "gate" else []
-    told = ["--order", order.model_dump_json(exclude_defaults=True), "--run", RUN, "--executor-input", EXECUTOR_INPUT]
+    told = ["--order", order.model_dump_json(exclude_defaults=True), "--executor-input", EXECUTOR_INPUT]
     command = ["python", "-m", "pipelines.pod", *told, "--params", {"inputValue": "params"}, *shown, *outcome, "--"]
     made = [{"name": port, "type": artifacts.kind(path)} for port, path in stage.outputs.items()]
     made += [{"name": artifacts.port(file), "type": artifacts.kind(file)} for file in stage.meta.shows]
@@ -54,7 +53,7 @@ def report(plan: Plan) -> Any:
 
     @dsl.container_component
     def last_report(status: dsl.PipelineTaskFinalStatus, page: dsl.Output[dsl.HTML]) -> dsl.ContainerSpec:
-        told = ["--orders", orders, "--run", RUN, "--executor-input", EXECUTOR_INPUT]
+        told = ["--orders", orders, "--executor-input", EXECUTOR_INPUT]
         command: list[Any] = ["python", "-m", "pipelines.last_report", *told, "--status", status, "--page", page.path]
         return dsl.ContainerSpec(image=plan.image(CONTROL[-1]), command=command)
 

@@ -12,6 +12,9 @@ from unimed import step
 
 LAST = "last-report"
 SIDE_EFFECTS = {"gate", "release", LAST}
+FILLED = re.compile(r"\{\{\$(\.(inputs|outputs)\.(artifacts|parameters)\['[a-z_]+'\](\.path|\.output_file)?)?\}\}")
+"""The placeholders that the launcher on a cluster fills in; it leaves others as they are."""
+
 PINNED = re.compile(r"@sha256:[0-9a-f]{64}$|^localhost/[^:]+:(?!latest$)")
 
 
@@ -96,6 +99,7 @@ def pods(plan: Plan, spec: dict[str, Any], platform: dict[str, Any]) -> list[str
         wrong += [f"{name}: GPUs {limits.get('accelerator')}"] * (limits.get("accelerator", {}).get("resourceCount", "0") != gpus)
         wrong += [f"{name}: volumes {volumes}"] * (volumes != {"/tmp": None} | ({"/dev/shm": size} if size else {}))
         wrong += [f"{name}: may run as root"] * (pod.get("securityContext") != {"runAsNonRoot": True})
-        wrong += [f"{name}: a placeholder that only works locally"] * ("output_file" in str(container["command"]) and name != "gate")
+        strange = [word for word in container["command"] if "{{$" in word and not FILLED.fullmatch(word)]
+        wrong += [f"{name}: {word} is filled in by KFP's local runner alone" for word in strange]
     deadline = platform["platforms"]["kubernetes"].get("pipelineConfig", {}).get("activeDeadlineSeconds")
     return wrong + ["the run has no deadline"] * (not deadline)

@@ -145,6 +145,8 @@ def planted(plan: Plan, pipeline: tuple[dict, dict], mistake: str) -> list[str]:
             spec["deploymentSpec"]["executors"]["exec-align"]["container"]["image"] = "registry.example/unimed-train:latest"
         case "root":
             del platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-align"]["securityContext"]
+        case "a placeholder of the local runner":
+            spec["deploymentSpec"]["executors"]["exec-align"]["container"]["command"].append("{{$.pipeline_job_uuid}}")
         case "no deadline":
             del platform["platforms"]["kubernetes"]["pipelineConfig"]
     return checks.pods(plan, spec, platform)
@@ -153,7 +155,7 @@ def planted(plan: Plan, pipeline: tuple[dict, dict], mistake: str) -> list[str]:
 @pytest.mark.parametrize(
     "mistake",
     ["renamed flag", "dropped dep", "cached gate", "cached under another key", "missing memory", "missing gpus", "unpinned image", "root",
-     "no deadline"],
+     "a placeholder of the local runner", "no deadline"],
 )  # fmt: skip
 def test_a_planted_mistake_is_found(plan, pipeline, mistake):
     assert len(planted(plan, pipeline, mistake)) >= 1

@@ -39,9 +39,9 @@ class Cell:
 
     def command(self, *options: str) -> list[str]:
         """The pod's program and the stage's command, as the launcher starts them."""
-        artifact = {"name": "made", "type": {"schemaTitle": "system.Model"}, "uri": "s3://bucket/made", "metadata": {}}
+        artifact = {"name": "made", "type": {"schemaTitle": "system.Model"}, "uri": "s3://bucket/run-1/first/made", "metadata": {}}
         executor_input = {"outputs": {"artifacts": {"made": {"artifacts": [artifact]}}, "outputFile": str(self.told)}}
-        words = ["--order", json.dumps(self.order), "--run", "run-1", "--params", self.params]
+        words = ["--order", json.dumps(self.order), "--params", self.params]
         told = ["--executor-input", json.dumps(executor_input), *options]
         ports = ["--task", "one", "--raw", str(self.root / "raw"), "--made", str(self.root / "made")]
         return ["python", "-m", "pipelines.pod", *words, *told, "--", "python", "-m", "components.first", *ports]
@@ -78,7 +78,7 @@ def test_a_pod_makes_what_the_stage_makes_and_tells_kfp_its_hash(cell: Cell):
     [artifact] = json.loads(cell.told.read_text())["artifacts"]["made"]["artifacts"]
     assert artifact["metadata"]["md5"] == hashes.dvc_hash(made)
     assert json.loads(artifact["metadata"]["parents"]) == cell.order["sources"]
-    assert artifact["uri"] == "s3://bucket/made"
+    assert artifact["uri"] == "s3://bucket/run-1/first/made"
 
 
 @pytest.mark.parametrize("mistake", ["params", "code"])

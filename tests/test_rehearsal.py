@@ -1,25 +1,31 @@
-"""The whole graph with the smallest numbers: raw data to registered models, on phantoms and on a real sample where one lies beside it."""
+"""The whole graph with the smallest numbers, by DVC and by Kubeflow's runner: raw data to a release, on phantoms and on a real sample."""
 
 import json
 import re
 import shutil
+from pathlib import Path
 
+import kubeflow
+import mlflow_server
 import pytest
+import s3
 import yaml
+from mlflow import MlflowClient
 
 from conftest import ROOT, Project
 from pipelines import stages
 
 SAMPLE = ROOT.parent / "shared/data/sa-med2d-sample"
 MODELS = {"unimed-align", "unimed-vqa-expert", "unimed-grounding-expert", "unimed-router", "unimed-reasoner"}
+LOSS = "align / caption loss (baseline: unaligned)"
 FEW = {"batch_size": 2, "max_steps": 2, "warmup_steps": 0}
 STAGES = [stage.name for stage in stages.read((ROOT / "dvc.yaml").read_text())]
 pytestmark = pytest.mark.slow
 
 
-def run(project: Project, *command: str) -> str:
+def run(project: Project, *command: str, **environ: str) -> str:
     """What a command prints; it must succeed."""
-    done = project.run(*command)
+    done = project.run(*command, **environ)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return done.stdout
 
@@ -50,6 +56,7 @@ def project(tmp_path_factory) -> Project:
     copy = Project(root)
     change(
         copy,
+        cluster={"by_reference_above_mb": 1},
         foundation={
             "cases": 4,
             "vision": FEW | {"learning_rate": 1e-3},
@@ -65,8 +72,8 @@ def project(tmp_path_factory) -> Project:
 
 @pytest.fixture(scope="module")
 def demo(project) -> str:
-    """What the demo prints on a dozen made-up patients."""
-    return run(project, "unimed", "demo", "--cases", "12", "--slices", "2")
+    """What the demo prints on two dozen made-up patients."""
+    return run(project, "unimed", "demo", "--cases", "24", "--slices", "2")
 
 
 def test_one_command_runs_every_stage_once_and_says_where_report_and_models_are(project, demo):
@@ -84,8 +91,6 @@ def test_the_ladder_has_rows_of_every_training_stage_in_the_promised_form(projec
 
 
 def test_every_stage_is_a_child_of_one_run_that_names_its_data_by_dvc_s_hash(project, demo):
-    from mlflow import MlflowClient
-
     client = MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}")
     [experiment] = client.search_experiments(filter_string="name = 'uni-medvlm'")
     runs = client.search_runs([experiment.experiment_id])
@@ -107,6 +112,93 @@ def test_every_stage_is_a_child_of_one_run_that_names_its_data_by_dvc_s_hash(pro
 
 def test_a_second_run_does_nothing(project, demo):
     assert ran(run(project, "dvc", "repro")) == []
+
+
+@pytest.fixture(scope="module")
+def store():
+    """An S3 service with an empty store."""
+    with s3.moto() as address, s3.empty(address) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def compiled(project, demo, store) -> Path:
+    """The project compiled for a cluster with a store that has the raw data."""
+    (project.root / "images.json").write_text(json.dumps({name: f"localhost/unimed-{name}:1" for name in ("ops", "train")}))
+    for command in (
+        ("dvc", "remote", "add", "--default", "store", store.url),
+        ("dvc", "add", "data/raw"),
+        ("dvc", "push", "data/raw.dvc"),
+        ("unimed", "compile", "--raw", str(project.root / "data/raw")),
+    ):
+        run(project, *command, **store.environ)
+    return project.root / "build/uni-medvlm.yaml"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A tracking server."""
+    with mlflow_server.serving(tmp_path_factory.mktemp("mlflow")) as uri:
+        yield MlflowClient(uri, uri)
+
+
+@pytest.fixture(scope="module")
+def on_kubeflow(project, compiled, store, server, tmp_path_factory) -> Path:
+    """Where Kubeflow's runner left artifacts and logs of the compiled pipeline."""
+    root = tmp_path_factory.mktemp("kubeflow")
+    kubeflow.run(compiled, root, project.root, store.environ | {"MLFLOW_TRACKING_URI": server.tracking_uri})
+    return root
+
+
+def test_a_plan_finds_everything_here_and_nothing_in_the_store(project, compiled, store):
+    said = run(project, "unimed", "plan", **store.environ)
+    assert said.count("up to date") == len(STAGES)
+    assert f"here 0 of {len(STAGES)} stages would run, on the cluster {len(STAGES)}" in said
+
+
+def test_kubeflow_makes_the_bytes_that_dvc_makes_and_records_them_as_dvc_does(project, on_kubeflow, store):
+    lock = yaml.safe_load((project.root / "dvc.lock").read_text())["stages"]
+    assert set(lock) == set(STAGES)
+    names = [name for name in store.names() if "/recipes/" in name]
+    records = [json.loads(store.client.get_object(Bucket=s3.BUCKET, Key=name)["Body"].read()) for name in names]
+    assert {record["stage"]: record["lock"] for record in records} == lock
+
+
+def test_the_pods_of_a_run_are_children_of_one_parent_and_what_they_register_is_there_once(on_kubeflow, server):
+    [experiment] = server.search_experiments(filter_string="name = 'uni-medvlm'")
+    runs = server.search_runs([experiment.experiment_id])
+    [parent] = [run for run in runs if run.info.run_name == "kubeflow run"]
+    stages_run = {run.info.run_name for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
+    assert set(STAGES) < stages_run
+    assert sorted(version.name for version in server.search_model_versions()) == sorted(MODELS)
+
+
+def test_a_rejected_model_is_not_released(on_kubeflow):
+    said = (on_kubeflow / "log.txt").read_text()
+    assert "Task 'last-report' finished with status SUCCESS" in said
+    assert "Executing task 'release'" not in said
+
+
+def test_a_second_run_takes_the_stages_from_the_cache_judges_anew_and_releases_what_passes(project, on_kubeflow, compiled, store, server):
+    change(project, gate={"floors": {LOSS: 0}, "ceilings": {}, "gaps": {}, "least_items": 1, "least_patients": 2})
+    run(project, "unimed", "compile", "--raw", str(project.root / "data/raw"), **store.environ)
+    said = kubeflow.run(compiled, on_kubeflow, project.root, store.environ | {"MLFLOW_TRACKING_URI": server.tracking_uri})
+    assert set(re.findall(r"Executing task '([a-z-]+)'", said)) == {"gate", "release", "last-report"}
+    release = server.get_model_version_by_alias("unimed-medvlm", "challenger")
+    assert release.version == "1"
+    assert sorted(version.name for version in server.search_model_versions()) == sorted({*MODELS, "unimed-medvlm"})
+
+
+def test_a_run_on_kubeflow_is_adopted_and_pulled_into_a_fresh_copy_that_has_nothing_left_to_do(project, on_kubeflow, store, tmp_path):
+    fresh = Project(tmp_path / "fresh")
+    for name in ("src", "components", "pipelines"):
+        shutil.copytree(project.root / name, fresh.root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (".dvc/config", ".dvcignore", "dvc.yaml", "params.yaml", "data/raw.dvc", "build/uni-medvlm.yaml"):
+        (fresh.root / name).parent.mkdir(exist_ok=True)
+        shutil.copy(project.root / name, fresh.root / name)
+    assert "17 stages" in run(fresh, "unimed", "adopt", "build/uni-medvlm.yaml", **store.environ)
+    run(fresh, "dvc", "pull", **store.environ)
+    assert ran(run(fresh, "dvc", "repro")) == []
 
 
 def test_a_changed_number_of_stage_5_runs_stage_5_and_the_evaluation_alone(project, demo):

@@ -27,14 +27,14 @@ def made(tmp_path_factory) -> Path:
 
 def align(made: Path, out: Path, processes: int, **environ: str):
     """Run stage 1 in a pod with that many processes."""
-    artifact = {"name": "aligned", "type": {"schemaTitle": "system.Model"}, "uri": "", "metadata": {}}
+    artifact = {"name": "aligned", "type": {"schemaTitle": "system.Model"}, "uri": "run/align/aligned", "metadata": {}}
     told = {"outputs": {"artifacts": {"aligned": {"artifacts": [artifact]}}, "outputFile": str(out / "told.json")}}
     [stage] = [stage for stage in stages.read((ROOT / "dvc.yaml").read_text()) if stage.name == "align"]
     sources = dict.fromkeys(stage.inputs.values(), "made here")
     code = {path: hashes.code_hash(ROOT / path) for path in stage.code}
     key = stages.recipe(stage, yaml.safe_load(PARAMS), sources | code)
     order = {"stage": "align", "recipe": key, "sources": sources, "processes": processes}
-    words = ["--order", json.dumps(order), "--run", "r", "--params", PARAMS, "--executor-input", json.dumps(told), "--"]
+    words = ["--order", json.dumps(order), "--params", PARAMS, "--executor-input", json.dumps(told), "--"]
     inputs = {"data": made / "valid/alignment", "shards": made / "shards", "foundation": made / "models/foundation"}
     places = inputs | {"aligned": out / "aligned"}
     ports = [word for name, place in places.items() for word in (f"--{name}", str(place))]
