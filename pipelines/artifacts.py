@@ -21,7 +21,9 @@ SHOWN = {".html": "HTML", ".json": "Metrics"}
 RUN = "KFP_RUN_ID"
 """Where a pod finds its run. Kubeflow leaves its own placeholder for it as it is in the command of a container."""
 
-PASSED, REJECTED = "passed", "rejected"
+PASSED, REJECTED, OUTCOME = "passed", "rejected", "outcome"
+"""The words of a gate, and the output parameter that carries them."""
+
 KINDS = {"data": "Dataset", "models": "Model"}
 """The KFP type of an artifact by the top folder of its path; anything else is an Artifact."""
 
@@ -100,7 +102,7 @@ def decide(stage: Stage, folder: Path, outcome: Path | None) -> dict[str, str]:
     word = PASSED if verdict["passed"] else REJECTED
     outcome.parent.mkdir(parents=True, exist_ok=True)
     outcome.write_text(word)
-    return {"outcome": word}
+    return {OUTCOME: word}
 
 
 def run_id(executor_input: dict[str, Any]) -> str:

@@ -14,8 +14,8 @@ from unimed import hashes, job, params
 from unimed.errors import InputError
 from unimed.settings import Cluster
 
-CONTROL = stages.read((Path(__file__).parent / "control.yaml").read_text())
-"""Gate and release, which come after the stages."""
+CONTROL = GATE, RELEASE = stages.read((Path(__file__).parent / "control.yaml").read_text())
+"""What comes after the stages."""
 
 IMAGES = Path("images.json")
 LOCAL = "localhost/"

@@ -3,17 +3,17 @@
 Only this file and pods.py import kfp. Nothing made here is kept: the graph is compiled anew from dvc.yaml, params and the project.
 """
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-from kfp import compiler, components, dsl
+from kfp import compiler, dsl
 
 from pipelines import artifacts, pods
-from pipelines.artifacts import PASSED
+from pipelines.artifacts import OUTCOME, PASSED
 from pipelines.order import Order
-from pipelines.plan import CONTROL, Plan
+from pipelines.plan import GATE, RELEASE, Plan
 from pipelines.stages import Stage
 from unimed.errors import InputError
 
@@ -24,27 +24,36 @@ EXECUTOR_INPUT = dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER
 
 def component(stage: Stage, order: Order, image: str) -> Any:
     """The stage as a KFP component: the pod's program, then the stage's own command with artifacts in place of its paths."""
-    place: dict[str, Any] = {path: {"inputPath": port} for port, path in stage.inputs.items()}
-    place |= {path: {"outputPath": port} for port, path in stage.outputs.items()}
-    shown = [word for file in stage.meta.shows for word in ("--show", file, {"outputPath": artifacts.port(file)})]
-    outcome = ["--outcome", {"outputPath": "outcome"}] if stage.name == "gate" else []
-    told = ["--order", order.model_dump_json(exclude_defaults=True), "--executor-input", EXECUTOR_INPUT]
-    command = ["python", "-m", "pipelines.pod", *told, "--params", {"inputValue": "params"}, *shown, *outcome, "--"]
-    made = [{"name": port, "type": artifacts.kind(path)} for port, path in stage.outputs.items()]
-    made += [{"name": artifacts.port(file), "type": artifacts.kind(file)} for file in stage.meta.shows]
-    made += [{"name": "outcome", "type": "String"}] if outcome else []
-    taken = [{"name": port, "type": artifacts.kind(path)} for port, path in stage.inputs.items()]
-    spec = {
-        "name": stage.name.replace("_", "-"),
-        "inputs": [*taken, {"name": "params", "type": "String"}],
-        "outputs": made,
-        "implementation": {"container": {"image": image, "command": command + [place.get(word, word) for word in stage.command]}},
-    }
-    loaded = components.load_component_from_text(yaml.safe_dump(spec))
-    # The sentence of a component gets lost on its way into the IR, and that of an output on its way out of YAML: it is set here.
-    for port, output in (loaded.component_spec.outputs or {}).items():
-        output.description = stage.desc if port in stage.outputs else None
-    return loaded
+    types = ports(stage)
+
+    def container(*given: Any) -> dsl.ContainerSpec:
+        return dsl.ContainerSpec(image=image, command=command(stage, order, dict(zip(types, given, strict=True))))
+
+    # KFP reads a component from a function: its name, its signature, and the sentences of outputs from its docstring.
+    told = "\n".join(f"    {port}: {stage.desc}" for port in stage.outputs)
+    container.__name__, container.__doc__ = stage.name, f"{stage.desc}\n\nReturns:\n{told}"
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=kind) for name, kind in types.items()]
+    container.__signature__ = inspect.Signature(parameters, return_annotation=dsl.ContainerSpec)  # type: ignore[attr-defined]
+    return dsl.container_component(container)
+
+
+def ports(stage: Stage) -> dict[str, Any]:
+    """What a component takes and makes, each with its KFP type: artifacts, its params, what the UI shows, the word of a gate."""
+    kinds: dict[str, Any] = {"Dataset": dsl.Dataset, "Model": dsl.Model, "Metrics": dsl.Metrics, "HTML": dsl.HTML, "Artifact": dsl.Artifact}
+    types: dict[str, Any] = {port: dsl.Input[kinds[artifacts.kind(path)]] for port, path in stage.inputs.items()}
+    types["params"] = str
+    types |= {port: dsl.Output[kinds[artifacts.kind(path)]] for port, path in stage.outputs.items()}
+    types |= {artifacts.port(file): dsl.Output[kinds[artifacts.kind(file)]] for file in stage.meta.shows}
+    return types | ({OUTCOME: dsl.OutputPath(str)} if stage.name == GATE.name else {})
+
+
+def command(stage: Stage, order: Order, place: dict[str, Any]) -> list[Any]:
+    """The command of a container, with KFP's word for each port in `place`."""
+    at = {path: place[port].path for port, path in (stage.inputs | stage.outputs).items()}
+    shown = [word for file in stage.meta.shows for word in ("--show", file, place[artifacts.port(file)].path)]
+    outcome = ["--outcome", place[OUTCOME]] if OUTCOME in place else []
+    told = ["--order", order.model_dump_json(exclude_defaults=True), "--executor-input", EXECUTOR_INPUT, "--params", place["params"]]
+    return ["python", "-m", "pipelines.pod", *told, *shown, *outcome, "--", *(at.get(word, word) for word in stage.command)]
 
 
 def report(plan: Plan) -> Any:
@@ -55,9 +64,9 @@ def report(plan: Plan) -> Any:
     def last_report(status: dsl.PipelineTaskFinalStatus, page: dsl.Output[dsl.HTML]) -> dsl.ContainerSpec:
         told = ["--orders", orders, "--executor-input", EXECUTOR_INPUT]
         command: list[Any] = ["python", "-m", "pipelines.last_report", *told, "--status", status, "--page", page.path]
-        return dsl.ContainerSpec(image=plan.image(CONTROL[-1]), command=command)
+        return dsl.ContainerSpec(image=plan.image(RELEASE), command=command)
 
-    return pods.settle(last_report(), CONTROL[-1], plan.cluster).set_caching_options(False)
+    return pods.settle(last_report(), RELEASE, plan.cluster).set_caching_options(False)
 
 
 def add(plan: Plan, chosen: list[Stage], at: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +92,6 @@ def pipeline(plan: Plan) -> Any:
     """The graph of a plan as a KFP pipeline; its one parameter says where raw data lie, which were hashed when it was compiled."""
     seconds = int(plan.cluster.deadline_hours * 3600)
     [(raw, digest)] = plan.roots.items()
-    gate, release = CONTROL
 
     @dsl.pipeline(
         name=NAME,
@@ -95,9 +103,9 @@ def pipeline(plan: Plan) -> Any:
             data = dsl.importer(artifact_uri=raw_uri, artifact_class=dsl.Dataset, metadata={"md5": digest})
             at = {raw: data.output}
             add(plan, plan.stages, at)
-            verdict = add(plan, [gate], at)[gate.name].outputs["outcome"]
+            verdict = add(plan, [GATE], at)[GATE.name].outputs[OUTCOME]
             with dsl.If(verdict == PASSED, name="passed the gate"):
-                add(plan, [release], at)
+                add(plan, [RELEASE], at)
 
     return uni_medvlm
 

@@ -3,12 +3,14 @@
 A program of its own, because KFP keeps the settings of its local runner for the life of a process.
 """
 
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 COLOURS = re.compile(r"\x1b\[\d+m")
 
@@ -41,10 +43,24 @@ def _process_handler(environ: dict[str, str]) -> type:
     return ProcessTaskHandler
 
 
+def task_output(channel: str, store: Any) -> Any:
+    """The output that a condition asks for, whatever it is called: `pipelinechannel--TASK-OUTPUT`.
+
+    kfp 2.17's local runner sees outputs called `Output` alone, a name that it forbids to containers, and takes all others for false.
+    """
+    words = channel.removeprefix("pipelinechannel--").split("-")
+    for cut in range(1, len(words)):
+        with contextlib.suppress(ValueError):
+            return store.get_task_output("-".join(words[:cut]), "-".join(words[cut:]))
+    return None
+
+
 def _main(file: str, root: str, environ: str) -> None:
     from kfp import components, local
     from kfp.local import docker_task_handler
+    from kfp.local.orchestrator.enhanced_dag_orchestrator import ConditionEvaluator
 
+    ConditionEvaluator._resolve_pipeline_channel = staticmethod(task_output)
     docker_task_handler.DockerTaskHandler = _process_handler(json.loads(environ))
     os.chdir(root)
     local.init(local.DockerRunner(), pipeline_root=f"{root}/artifacts", cache_root=f"{root}/cache", enable_caching=True)

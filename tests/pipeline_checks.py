@@ -12,7 +12,7 @@ from unimed import step
 
 LAST = "last-report"
 SIDE_EFFECTS = {"gate", "release", LAST}
-FILLED = re.compile(r"\{\{\$(\.(inputs|outputs)\.(artifacts|parameters)\['[a-z_]+'\](\.path|\.output_file)?)?\}\}")
+FILLED = re.compile(r"\{\{\$(\.(inputs|outputs)\.(artifacts|parameters)\['[A-Za-z_]+'\](\.path|\.output_file)?)?\}\}")
 """The placeholders that the launcher on a cluster fills in; it leaves others as they are."""
 
 PINNED = re.compile(r"@sha256:[0-9a-f]{64}$|^localhost/[^:]+:(?!latest$)")

@@ -183,7 +183,7 @@ def test_a_second_run_takes_the_stages_from_the_cache_judges_anew_and_releases_w
     change(project, gate={"floors": {LOSS: 0}, "ceilings": {}, "gaps": {}, "least_items": 1, "least_patients": 2})
     run(project, "unimed", "compile", "--raw", str(project.root / "data/raw"), **store.environ)
     said = kubeflow.run(compiled, on_kubeflow, project.root, store.environ | {"MLFLOW_TRACKING_URI": server.tracking_uri})
-    assert set(re.findall(r"Executing task '([a-z-]+)'", said)) == {"gate", "release", "last-report"}
+    assert set(re.findall(r"Executing task '([a-z-]+)'", said)) == {"importer", "gate", "release", "last-report"}
     release = server.get_model_version_by_alias("unimed-medvlm", "challenger")
     assert release.version == "1"
     assert sorted(version.name for version in server.search_model_versions()) == sorted({*MODELS, "unimed-medvlm"})
