@@ -57,22 +57,38 @@ def referred(artifact: Path) -> str:
     return f"{hashlib.md5(text, usedforsecurity=False).hexdigest()}.dir"
 
 
-def hand_on(folder: Path, artifact: Path, store: Store | None, most_bytes: int) -> None:
+def digest(artifact: Path) -> str:
+    """The hash as DVC writes it of the folder that an artifact is or refers to."""
+    return hashes.dvc_hash(artifact) if artifact.is_dir() else referred(artifact)
+
+
+def hand_on(folder: Path, artifact: Path, digest: str, store: Store | None, most_bytes: int) -> None:
     """Make a folder the artifact: itself, or its listing when it is larger than `most_bytes` and the store has it."""
-    artifact.parent.mkdir(parents=True, exist_ok=True)
     if store and hashes.size(folder) > most_bytes:
-        artifact.write_bytes(hashes.listing_text(hashes.listing(folder)))
+        refer(digest, artifact, store)
     else:
+        artifact.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(folder, artifact, dirs_exist_ok=True)
+
+
+def refer(digest: str, artifact: Path, store: Store) -> None:
+    """Make the listing of a folder in the store the artifact."""
+    artifact.parent.mkdir(parents=True, exist_ok=True)
+    artifact.write_bytes(hashes.listing_text(store.listing(digest)))
 
 
 def metadata(folder: Path, digest: str, parents: dict[str, str]) -> dict[str, Any]:
     """What the UI shows of an artifact: hash, bytes, files, rows as its manifest counts them, hashes of what it was made from."""
-    facts: dict[str, Any] = {"md5": digest, "bytes": float(hashes.size(folder)), "files": float(len(hashes.files(folder)))}
+    facts: dict[str, Any] = {"bytes": float(hashes.size(folder)), "files": float(len(hashes.files(folder)))}
     manifest = folder / "manifest.json"
     counts = json.loads(manifest.read_text()).get("counts", {}) if manifest.exists() else {}
     facts |= {name: float(count) for name, count in counts.items() if isinstance(count, int)}
-    return facts | {"parents": json.dumps(parents)}
+    return identity(digest, parents) | facts
+
+
+def identity(digest: str, parents: dict[str, str]) -> dict[str, Any]:
+    """The part of an artifact's metadata that says what it is and what it was made from, by hash."""
+    return {"md5": digest, "parents": json.dumps(parents)}
 
 
 def port(file: str) -> str:

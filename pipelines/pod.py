@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import artifacts, launch, lock, stages
-from pipelines.order import Order
+from pipelines.order import Order, TrainJob
 from pipelines.stages import Stage
 from pipelines.watch import TrainingError
 from unimed import environment, hashes, job, params, step
@@ -96,31 +96,31 @@ def task(pod: Pod, ports: dict[str, Path], shown: dict[str, Path], outcome: Path
         folder = Path(name)
         digests = {path: artifacts.take(ports[port], folder / path, pod.store) for port, path in pod.stage.inputs.items()}
         pod.prepare(folder, digests)
-        if pod.order.train_job:
-            made = train(pod, digests, folder)
-        else:
-            pod.execute(folder)
-            made = pod.keep(folder, digests)
+        pod.execute(folder)
+        made = pod.keep(folder, digests)
         about = {}
         for port, path in pod.stage.outputs.items():
-            artifacts.hand_on(folder / path, ports[port], pod.store, pod.order.most_bytes)
+            artifacts.hand_on(folder / path, ports[port], made[path], pod.store, pod.order.most_bytes)
             about[port] = artifacts.metadata(folder / path, made[path], digests)
         about |= {artifacts.port(file): artifacts.show(pod.stage, folder, file, place) for file, place in shown.items()}
         artifacts.report(executor_input, about, artifacts.decide(pod.stage, folder, outcome))
 
 
-def train(pod: Pod, digests: dict[str, str], folder: Path) -> dict[str, str]:
-    """Run the stage as a TrainJob whose pods take inputs from the store and leave outputs there; fetches what they made."""
-    if pod.store is None or pod.order.train_job is None:
+def train(pod: Pod, machines: TrainJob, ports: dict[str, Path], executor_input: dict[str, Any]) -> None:
+    """Run the stage as a TrainJob. No bytes come through here: its pods take inputs from the store and leave outputs there."""
+    if pod.store is None:
         raise InputError(f"stage {pod.stage.name}: expected a store that several machines can reach, found none; set a DVC remote on S3")
+    digests = {path: artifacts.digest(ports[port]) for port, path in pod.stage.inputs.items()}
+    pod.order.check(pod.stage, pod.params, digests, ROOT)
     words = {"--order": pod.order.model_dump_json(), "--run": pod.run, "--params": pod.text, "--inputs": json.dumps(digests)}
     command = ("python", "-m", "pipelines.pod", *(word for pair in words.items() for word in pair), "--", *pod.stage.command)
-    machines = pod.order.train_job.model_dump()
-    launch.train(launch.Order(stage=pod.stage.name, key=pod.order.recipe, run=pod.run, command=command, env={}, **machines))
+    about = {"stage": pod.stage.name, "key": pod.order.recipe, "run": pod.run}
+    launch.train(launch.Order(**about, command=command, env={}, **machines.model_dump()))
     made = {item["path"]: item["md5"] for item in recorded(pod.store, pod.stage.name, pod.order.recipe)["outs"]}
-    for path, digest in made.items():
-        pod.store.pull(digest, folder / path)
-    return made
+    for port, path in pod.stage.outputs.items():
+        artifacts.refer(made[path], ports[port], pod.store)
+    facts = {port: artifacts.identity(made[path], digests) for port, path in pod.stage.outputs.items()}
+    artifacts.report(executor_input, facts, {})
 
 
 def recorded(store: Store, stage: str, key: str) -> dict[str, Any]:
@@ -178,7 +178,10 @@ def run(words: list[str]) -> None:
         return
     place = dict(zip(command[stages.PROGRAM :: 2], command[stages.PROGRAM + 1 :: 2], strict=True))
     ports = {port: Path(place[f"--{port.replace('_', '-')}"]) for port in (*stage.inputs, *stage.outputs)}
-    task(pod, ports, {file: Path(where) for file, where in given.show}, given.outcome, given.executor_input)
+    if machines := given.order.train_job:
+        train(pod, machines, ports, given.executor_input)
+    else:
+        task(pod, ports, {file: Path(where) for file, where in given.show}, given.outcome, given.executor_input)
 
 
 def main() -> None:
