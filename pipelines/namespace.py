@@ -24,7 +24,7 @@ MLFLOW_KEYS = (
     "AWS_SECRET_ACCESS_KEY",
     "basic_auth.ini",
 )
-OPTIONAL_KEYS = {"AWS_ENDPOINT_URL", "AWS_REGION"}
+OPTIONAL_KEYS = {"AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"}
 """Left out for AWS itself."""
 
 RIGHTS = (

@@ -15,6 +15,7 @@ from unimed import hashes
 from unimed.store import Store
 
 pytest_plugins = ["s3"]
+pytestmark = pytest.mark.slow
 IMAGES = {"ops": "localhost/unimed-ops:1", "train": "localhost/unimed-train:1"}
 
 

@@ -20,7 +20,7 @@ from pipelines import launch, stages
 from pipelines.watch import TrainingError
 from unimed.errors import InputError
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(30)]
 
 
 @pytest.fixture

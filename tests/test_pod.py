@@ -21,6 +21,7 @@ from unimed import hashes
 from unimed.store import Store
 
 pytest_plugins = ["s3"]
+pytestmark = pytest.mark.slow
 
 
 @dataclass

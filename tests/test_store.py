@@ -16,6 +16,7 @@ from unimed.errors import InputError
 from unimed.store import Store
 
 pytest_plugins = ["s3"]
+pytestmark = pytest.mark.slow
 
 
 def child(call: str) -> subprocess.Popen[str]:

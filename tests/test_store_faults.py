@@ -13,6 +13,7 @@ from unimed.errors import InputError
 from unimed.store import Store
 
 pytest_plugins = ["s3"]
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "HEAD", "POST"])

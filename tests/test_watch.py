@@ -11,7 +11,7 @@ from launching import NAME, ends, impatient, run
 from pipelines import trainjobs
 from pipelines.watch import TrainingError
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(30)]
 PODS = (f"{NAME}-node-0-0-abcde", f"{NAME}-node-0-1-fghij")
 UNSCHEDULABLE = {
     "type": "PodScheduled",
