@@ -24,7 +24,7 @@ $(BIN)/uv:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
 
 .venv/.synced: requirements.lock pyproject.toml | $(BIN)/uv
-	$(BIN)/uv pip install --exact -r requirements.lock -e .[train,server,runners]
+	$(BIN)/uv pip install --exact -r requirements.lock -e .[train,server,serve,runners]
 	test ! -e .git || test -e .dvc/config.local || printf '[core]\n    no_scm = false\n' > .dvc/config.local
 	touch $@
 
@@ -43,11 +43,11 @@ images: ## the two container images, see docs/images.md: make images [REGISTRY=h
 images-test: setup ## build the images and run the pipeline in them; needs root, dockerd and debootstrap
 	OMP_NUM_THREADS=1 pytest -m images tests/images
 
-test: setup ## all tests
-	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
+test: setup ## all tests but those of the images
+	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile -m "not images"
 
 test-fast: setup ## the tests that need no training
-	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile -m "not slow and not images"
 
 check: setup ## lint, format, types, house rules
 	ruff check .
