@@ -7,13 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from pipelines import artifacts
-from unimed import environment, step
-from unimed.errors import InputError
+from unimed import environment, pages
+from unimed.errors import BAD_INPUT, InputError
 from unimed.store import Store
 
+TEMPLATE = Path(__file__).with_name("last_report.html.j2")
 log = logging.getLogger("report")
 
 
@@ -45,10 +44,9 @@ def write(page: Path, status: dict[str, Any], run: str, orders: dict[str, Any]) 
         rows = stages(orders["keys"], orders["store"], run) if orders["store"] else []
     except InputError as error:
         trouble = str(error)
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template("last_report.html.j2")
+    values = {"state": state, "reason": reason, "run": run, "rows": rows, "trouble": trouble, "revision": orders["revision"]}
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(template.render(state=state, reason=reason, run=run, rows=rows, trouble=trouble, revision=orders["revision"]))
+    page.write_text(pages.render(TEMPLATE, **values))
     return f"{state}: {reason}" if reason else state
 
 
@@ -68,7 +66,7 @@ def main() -> None:
         artifacts.report(given.executor_input, {"page": {"state": read(given.status)[0]}}, {})
     except InputError as error:
         log.error("%s", error)
-        sys.exit(step.BAD_INPUT)
+        sys.exit(BAD_INPUT)
 
 
 if __name__ == "__main__":

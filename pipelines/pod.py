@@ -20,7 +20,7 @@ from pipelines.order import Order, TrainJob
 from pipelines.stages import Stage
 from pipelines.watch import TrainingError
 from unimed import environment, hashes, job, params, step
-from unimed.errors import InputError
+from unimed.errors import BAD_INPUT, InputError
 from unimed.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -65,7 +65,7 @@ class Pod:
             child.terminate()
             child.wait()
         if code:
-            code = step.BAD_INPUT if fault.exists() else code if code > 0 else 128 - code
+            code = BAD_INPUT if fault.exists() else code if code > 0 else 128 - code
             cause = "; it was killed, mostly for want of memory" if code == KILLED else ""
             log.error("stage %s failed with exit code %d%s", self.stage.name, code, cause)
             sys.exit(code)
@@ -193,7 +193,7 @@ def main() -> None:
         run(sys.argv[1:])
     except InputError as error:
         log.error("%s", error)
-        sys.exit(step.BAD_INPUT)
+        sys.exit(BAD_INPUT)
     except TrainingError as error:
         log.error("%s", error)
         sys.exit(error.code)

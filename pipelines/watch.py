@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.trainjobs import Cluster
+from unimed.errors import BAD_INPUT
 
 ATTEMPT = "jobset.sigs.k8s.io/restart-attempt"
 """The label in which JobSet counts restarts."""
 
-STOPPED, BAD_INPUT = 75, 78
+STOPPED = 75
 """Exit codes that keep their meaning on the way from a node to the launcher: stopped but can go on, input at fault."""
 
 log = logging.getLogger("launch")

@@ -8,10 +8,9 @@ import pytest
 import yaml
 
 from conftest import ROOT, Project
-from unimed import demo
+from unimed import NOTICE, demo
 from unimed.errors import InputError
 
-NOTICE = "For research only: not a medical device, not for clinical use."
 SMALL = ("--cases", "3", "--slices", "1")
 
 

@@ -9,10 +9,9 @@ import pytest
 
 from conftest import Project
 from unimed import outputs, step
+from unimed.errors import BAD_INPUT
 from unimed.settings import Tracking
 from unimed.step import Input, Output
-
-BAD_INPUT = 78
 
 
 def component(data: Input, vqa_expert: Input, report: Output, task: str, seed: int, tracking: Tracking) -> None:

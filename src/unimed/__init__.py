@@ -1,0 +1,1 @@
+NOTICE = "For research only: not a medical device, not for clinical use."

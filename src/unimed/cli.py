@@ -8,12 +8,9 @@ from typing import Annotated
 
 import typer
 
-from unimed import cluster, environment
+from unimed import NOTICE, cluster, environment
 from unimed import demo as demonstration
-from unimed.errors import InputError
-
-NOTICE = "For research only: not a medical device, not for clinical use."
-BAD_INPUT = 78
+from unimed.errors import BAD_INPUT, InputError
 
 app = typer.Typer(
     help="Biomedical vision-language model that sees detail, answers, points and reasons.",
@@ -96,7 +93,7 @@ def demo(
     slices: Annotated[int, typer.Option(min=1, help="Slices of each.")] = demonstration.SLICES,
 ) -> None:
     """Take raw data through every stage to evaluated, registered models."""
-    from unimed import params, recorder
+    from unimed import mlflow_server, params
     from unimed.settings import Tracking
 
     started = time.monotonic()
@@ -110,7 +107,7 @@ def demo(
     if code := demonstration.repro():
         raise typer.Exit(code)
     typer.echo(f"\nreport   {Path('reports/evaluation/report.html').resolve()}")
-    for name, version in recorder.latest_versions(params.parse("tracking", Tracking, {"tracking": {}} | numbers)).items():
+    for name, version in mlflow_server.latest_versions(params.parse("tracking", Tracking, {"tracking": {}} | numbers)).items():
         typer.echo(f"model    {name} version {version}")
     typer.echo(f"took     {(time.monotonic() - started) / 60:.1f} minutes\n{NOTICE}")
 

@@ -1,4 +1,7 @@
-"""The one exception for input that a user can mend."""
+"""The one exception for input that a user can mend, and the exit code that tells of it."""
+
+BAD_INPUT = 78
+"""sysexits.h calls it EX_CONFIG: nobody needs to try again before something was mended."""
 
 
 class InputError(ValueError):

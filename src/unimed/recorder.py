@@ -3,29 +3,28 @@
 A failure of MLflow is one warning; the run beside it never learns of it.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
 import logging
 import os
-import socket
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
-from urllib.parse import urlsplit
 
-from unimed import environment, sidecar
+from unimed import environment, mlflow_server, sidecar
 from unimed.job import Job, in_pod
 from unimed.settings import Tracking
 
-CONNECT_SECONDS = 2.0
 FLUSH_SECONDS = 10.0
 BATCH = 1000
 """MLflow takes at most this many metrics in one call, and a tenth of it in params."""
 
-NOTICE = {"research_use_only": "true"}
+UNNAMABLE = re.compile(r"[^\w\-. :/]")
+"""What MLflow takes in no name of a param, such as the parentheses of a ladder's row that the gate holds against a bound."""
+
 SEALED = "manifest_sha256"
 """Tag of a version: the hash of its manifest.json, which names all other files with theirs. A release finds its parts by it."""
 
@@ -56,8 +55,8 @@ class _Recorder:
 
     def __init__(self, job: Job, settings: Tracking, repro: str, revision: str, milliseconds: int):
         self.job, self.settings, self.repro, self.started = job, settings, repro, milliseconds
-        self.uri = address(settings)
-        self.about = {"git_revision": revision, **NOTICE} if revision else NOTICE
+        self.uri = mlflow_server.address(settings)
+        self.about = {"git_revision": revision, **mlflow_server.TAGS} if revision else mlflow_server.TAGS
         self.parent = ""
         self.pending: list[Any] = []
         self.flushed_at = time.monotonic()
@@ -77,7 +76,7 @@ class _Recorder:
         self.client = MlflowClient(self.uri, self.uri)
         self.run_id = os.environ.get("MLFLOW_RUN_ID") or self._child()
         tags = {"stage": self.job.stage, "recipe_key": self.job.key, **self.about}
-        params = [Param(key, str(value)) for key, value in self.job.numbers.items()]
+        params = [Param(UNNAMABLE.sub("_", key), str(value)) for key, value in self.job.numbers.items()]
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         for first in range(0, len(params), BATCH // 10):
             self.client.log_batch(self.run_id, params=params[first : first + BATCH // 10])
@@ -86,24 +85,11 @@ class _Recorder:
         self.client.log_inputs(self.run_id, [DatasetInput(dataset, context) for dataset in data])
 
     def _child(self) -> str:
-        number = self._experiment()
+        number = mlflow_server.experiment(self.client, self.settings.experiment)
         self.parent = self._first(number) or self._open_parent(number)
         self.client.update_run(self.parent, status="RUNNING")
         tags = {"mlflow.parentRunId": self.parent}
         return self.client.create_run(number, self.started, tags, self.job.stage).info.run_id
-
-    def _experiment(self) -> str:
-        """The experiment's number; one that a stage beside this one has just made is taken."""
-        from mlflow.exceptions import MlflowException
-
-        name = self.settings.experiment
-        place = Path("mlartifacts").resolve().as_uri() if self.uri.startswith("sqlite:") else None
-        for _ in range(2):
-            if found := self.client.get_experiment_by_name(name):
-                return found.experiment_id
-            with contextlib.suppress(MlflowException):
-                return self.client.create_experiment(name, place)
-        return self.client.create_experiment(name, place)
 
     def _first(self, number: str) -> str:
         """The parent run of this one; of several, which pods that start together may open, the first."""
@@ -144,8 +130,7 @@ class _Recorder:
     def register(self, name: str, folder: str) -> None:
         """Make a folder the next version of a registered model unless one with this recipe key exists."""
         key = self.job.key
-        if not self.client.search_registered_models(f"name = '{name}'"):
-            self.client.create_registered_model(name, NOTICE, "For research only: not a medical device, not for clinical use.")
+        mlflow_server.model(self.client, name)
         if same := self.client.search_model_versions(f"name = '{name}' and tags.recipe_key = '{key}'"):
             logger.info("%s version %s already comes from recipe %s", name, same[0].version, key)
             return
@@ -172,41 +157,6 @@ def _sealed(folder: Path) -> dict[str, str]:
     """The tag with the hash of a folder's manifest, if it has one."""
     manifest = folder / "manifest.json"
     return {SEALED: hashlib.sha256(manifest.read_bytes()).hexdigest()} if manifest.is_file() else {}
-
-
-def latest_versions(settings: Tracking) -> dict[str, str]:
-    """The newest version of each registered model, by name; empty when the tracking server is down."""
-    uri = address(settings)
-    if refusal(uri):
-        return {}
-    from mlflow import MlflowClient
-
-    newest: dict[str, int] = {}
-    for version in MlflowClient(uri, uri).search_model_versions():
-        newest[version.name] = max(int(version.version), newest.get(version.name, 0))
-    return {name: str(number) for name, number in sorted(newest.items())}
-
-
-def address(settings: Tracking) -> str:
-    """Where MLflow is: MLFLOW_TRACKING_URI, else the settings; a server gets one retry, so that nobody waits for a dead one."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    return os.environ.get("MLFLOW_TRACKING_URI") or settings.uri
-
-
-def refusal(uri: str) -> str:
-    """Why a tracking server takes no connection, asked without importing mlflow; empty when it does, or when the address is a file."""
-    parts = urlsplit(uri)
-    if parts.scheme == "sqlite" and in_pod():
-        return f"{uri} would be a file of this pod and go with it; set MLFLOW_TRACKING_URI in the tracking Secret"
-    if not parts.scheme.startswith("http") or not parts.hostname:
-        return ""
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    try:
-        socket.create_connection((parts.hostname, port), CONNECT_SECONDS).close()
-    except OSError as error:
-        return f"{parts.hostname}:{port} does not answer: {error}"
-    return ""
 
 
 def warn(reason: str, job: Job) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_type_hints
 
 from unimed import environment, job, outputs, params, tracking
-from unimed.errors import InputError
+from unimed.errors import BAD_INPUT, InputError
 from unimed.settings import Tracking
 
 Input = Annotated[Path, "input"]
@@ -25,7 +25,6 @@ Output = Annotated[Path, "output"]
 """A file or folder that the component writes; it is handed a temporary path that is renamed when `run` has returned."""
 
 Run = Callable[..., None]
-BAD_INPUT = 78
 """Exit code for input that a user can mend: EX_CONFIG of sysexits.h."""
 
 log = logging.getLogger("step")

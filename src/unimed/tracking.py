@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unimed import job as jobs
-from unimed import outputs, recorder, sidecar
+from unimed import mlflow_server, outputs, recorder, sidecar
 from unimed.job import Job
 from unimed.settings import Tracking
 
@@ -34,7 +34,7 @@ class _Open:
         self.folder = Path("runs") / job.name
         self.folder.mkdir(parents=True, exist_ok=True)
         self.mlflow: sidecar.Sidecar | None = None
-        if reason := recorder.refusal(recorder.address(settings)):
+        if reason := mlflow_server.refusal(mlflow_server.address(settings)):
             recorder.warn(reason, job)
             return
         self.mlflow = sidecar.Sidecar("unimed.recorder")

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 from PIL import Image
 
+from unimed import NOTICE, pages
 from unimed.data import images, masks, shards
 from unimed.data.shards import Place
 from unimed.data.tables import Tables
@@ -18,7 +18,7 @@ from unimed.errors import InputError
 if TYPE_CHECKING:
     from unimed.data.contract import Outcome
 
-NOTICE = "For research use only. Not a medical device: nothing here may guide the care of a patient."
+_TEMPLATE = Path(__file__).with_name("contract_report.html.j2")
 _PICTURED = 4
 """Offenders shown for each promise."""
 _SIDE_PX = 128
@@ -29,17 +29,8 @@ def write(
     path: Path, verdict: dict[str, Any], manifest: dict[str, Any], outcomes: "Sequence[Outcome]", whole: Tables, folder: Path
 ) -> None:
     """Write the report; it refers to no other file and no address."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     broken = [{**outcome.summary(), "pictures": _pictures(outcome, whole, folder)} for outcome in outcomes if outcome.broken]
-    page = environment.get_template("contract_report.html.j2").render(
-        verdict=verdict, manifest=manifest, broken=broken, notice=NOTICE, counts=manifest["counts"]
-    )
+    page = pages.render(_TEMPLATE, verdict=verdict, manifest=manifest, broken=broken, notice=NOTICE, counts=manifest["counts"])
     path.write_text(page, encoding="utf-8")
 
 

@@ -5,10 +5,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 
+from unimed import pages
 from unimed.eval import cases, charts
 from unimed.eval.bootstrap import Interval, interval, paired_interval
 from unimed.eval.cases import Cells, Images
@@ -29,6 +29,7 @@ TASKS = {"vqa": "VQA", "grounding": "Grounding", "reasoning": "Reasoning"}
 ENOUGH_ITEMS = 200
 """Below this the interval of a share is wider than 13 points: the page says that such a row means nothing."""
 _CURVES_PER_STAGE = 6
+_TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
 def write(
@@ -47,7 +48,10 @@ def write(
     `notes` may have "warning" (a sentence for the top of the page), "data", "licences" and "baselines" (name to text or number each).
     """
     records: list[Cells] = [{str(name): cell for name, cell in row.items()} for row in predictions.to_dict("records")]
-    page = _template().render(
+    filters = {"number": _number, "bounds": _bounds, "words": _words, "modality": _modality, "short": charts.short}
+    page = pages.render(
+        _TEMPLATE,
+        filters,
         warnings=_warnings(rows, notes),
         facts=_facts(records),
         verdicts=[(STAGES.get(stage, _words(stage)), [*map(_verdict, group)]) for stage, group in groupby(rows, lambda row: row.stage)],
@@ -66,18 +70,6 @@ def write(
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": _number, "bounds": _bounds, "words": _words, "modality": _modality, "short": charts.short}
-    return environment.get_template("report.html.j2")
 
 
 def _number(value: float | None) -> str:

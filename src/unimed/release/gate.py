@@ -6,9 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from unimed import hashes
+from unimed import NOTICE, hashes, pages
 from unimed.data.raw import load
 from unimed.data.tables import Tables, write_json
 from unimed.errors import InputError
@@ -17,10 +15,10 @@ from unimed.eval.ladder import Row
 from unimed.model import artifacts
 from unimed.release import checks
 from unimed.release.checks import Check, Validated
-from unimed.release.parts import NOTICE
 from unimed.settings import Gate
 
 VERDICT, REPORT, SCORED = "verdict.json", "report.html", "scored.json"
+TEMPLATE = Path(__file__).with_name("gate.html.j2")
 
 
 @dataclass(frozen=True)
@@ -82,16 +80,9 @@ def _scored(path: Path) -> dict[str, Any]:
 
 
 def _page(verdict: Mapping[str, Any], answered: Sequence[Check], rows: Sequence[Row]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     drawn = {f"{row.stage} / {row.metric}": _drawn(row) for row in rows}
     kinds = [(kind, list(group)) for kind, group in groupby(answered, lambda check: check.kind)]
-    return environment.get_template("gate.html.j2").render(verdict=verdict, kinds=kinds, drawn=drawn)
+    return pages.render(TEMPLATE, verdict=verdict, kinds=kinds, drawn=drawn)
 
 
 def _drawn(row: Row) -> str:

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unimed import hashes
+from unimed import NOTICE, hashes
 from unimed.data.raw import load
 from unimed.data.tables import write_json
 from unimed.errors import InputError
 from unimed.model import artifacts
 from unimed.release.gate import VERDICT
-from unimed.release.parts import NOTICE, REGISTERED, RELEASE
+from unimed.release.parts import REGISTERED, RELEASE
 
 MANIFEST = "release.json"
 

@@ -27,5 +27,3 @@ REGISTERED = {
 
 RELEASE = "unimed-medvlm"
 """The registered model whose versions are releases."""
-
-NOTICE = "For research only: not a medical device, not for clinical use."

@@ -6,12 +6,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from unimed import recorder
-from unimed.errors import InputError
+from unimed import NOTICE, mlflow_server, recorder
 from unimed.model import artifacts
-from unimed.release.parts import NOTICE, REGISTERED, RELEASE
+from unimed.release.parts import REGISTERED, RELEASE
 from unimed.settings import Tracking
 
 if TYPE_CHECKING:
@@ -30,46 +28,29 @@ def register(manifest: Path, parts: Mapping[str, Path], revision: str, settings:
     What is there already, by the hash of its manifest, is not made again. Returns names and versions; nothing in a pod without a tracking
     server, where a registry would go with the pod. Raises InputError when MLflow does not answer or refuses.
     """
-    uri = recorder.address(settings)
-    reason = recorder.refusal(uri)
-    if reason and not uri.startswith("http"):
+    uri = mlflow_server.address(settings)
+    if (reason := mlflow_server.refusal(uri)) and not uri.startswith("http"):
         log.warning("the release is not registered: %s", reason)
         return {}
-    if reason:
-        raise _failure(uri, reason)
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    about = {**recorder.NOTICE, **({"git_revision": revision} if revision else {})}
-    try:
-        registry = _Registry(MlflowClient(uri, uri), settings.experiment, uri, about)
-        found = {name: registry.version(name, parts[part], artifacts.MANIFEST, {}) for part, name in REGISTERED.items()}
+    about = {**mlflow_server.TAGS, **({"git_revision": revision} if revision else {})}
+    with mlflow_server.reach(settings, "register the release") as client:
+        versions = _Versions(client, settings.experiment, about)
+        found = {name: versions.version(name, parts[part], artifacts.MANIFEST, {}) for part, name in REGISTERED.items()}
         made_by = found[REGISTERED["reasoner"]].tags.get("recipe_key")
-        versions = {name: str(version.version) for name, version in found.items()}
-        tags = versions | ({"recipe_key": made_by} if made_by else {})
-        release = registry.version(RELEASE, manifest.parent, manifest.name, tags)
-        registry.client.set_registered_model_alias(RELEASE, ALIAS, str(release.version))
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise _failure(uri, str(error).strip().splitlines()[0]) from error
+        numbers = {name: str(version.version) for name, version in found.items()}
+        tags = numbers | ({"recipe_key": made_by} if made_by else {})
+        release = versions.version(RELEASE, manifest.parent, manifest.name, tags)
+        client.set_registered_model_alias(RELEASE, ALIAS, str(release.version))
     log.info("%s version %s is %s", RELEASE, release.version, ALIAS)
-    return {"model": RELEASE, "version": str(release.version), "alias": ALIAS, "parts": versions}
-
-
-def _failure(uri: str, reason: str) -> InputError:
-    """The one sentence; an address may hold a password, so that only its host is told."""
-    place = urlsplit(uri).hostname or uri
-    remedy = "start the server or mend MLFLOW_TRACKING_URI, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, then release again"
-    return InputError(f"MLflow at {place}: expected it to register the release, found: {reason}; {remedy}")
+    return {"model": RELEASE, "version": str(release.version), "alias": ALIAS, "parts": numbers}
 
 
 @dataclass(frozen=True)
-class _Registry:
-    """MLflow's registry, with the experiment that new versions have their run in and the tags that all of them get."""
+class _Versions:
+    """Versions in MLflow's registry, with the experiment that new ones have their run in and the tags that all of them get."""
 
     client: "MlflowClient"
     experiment: str
-    uri: str
     about: Mapping[str, str]
 
     def version(self, name: str, folder: Path, manifest: str, tags: Mapping[str, str]) -> "ModelVersion":
@@ -77,8 +58,7 @@ class _Registry:
         digest = artifacts.sha256(folder / manifest)
         if known := self._known(name, digest):
             return known[0]
-        if not self.client.search_registered_models(f"name = '{name}'"):
-            self._create(lambda: self.client.create_registered_model(name, recorder.NOTICE, NOTICE))
+        mlflow_server.model(self.client, name)
         with self._run(name) as (number, place):
             self.client.log_artifacts(number, str(folder), "model")
             about = {**self.about, **tags, recorder.SEALED: digest}
@@ -99,7 +79,8 @@ class _Registry:
         """A run that holds what is registered: its number and where its artifacts lie."""
         from mlflow.exceptions import MlflowException
 
-        run = self.client.create_run(self._experiment(), tags={"stage": "release", **self.about}, run_name=name).info
+        number = mlflow_server.experiment(self.client, self.experiment)
+        run = self.client.create_run(number, tags={"stage": "release", **self.about}, run_name=name).info
         status = "FAILED"
         try:
             yield run.run_id, run.artifact_uri
@@ -107,20 +88,3 @@ class _Registry:
         finally:
             with suppress(MlflowException):
                 self.client.set_terminated(run.run_id, status)
-
-    def _experiment(self) -> str:
-        if known := self.client.get_experiment_by_name(self.experiment):
-            return known.experiment_id
-        place = Path("mlartifacts").resolve().as_uri() if self.uri.startswith("sqlite:") else None
-        self._create(lambda: self.client.create_experiment(self.experiment, place))
-        return self._experiment()
-
-    def _create(self, create: Any) -> None:
-        """Make something that another program may be making at this moment."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            create()
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
