@@ -10,7 +10,7 @@ from PIL import Image
 from places import reasoner, stages
 
 from conftest import Project
-from unimed import predict
+from unimed import answering, predict
 from unimed.data import masks
 from unimed.errors import InputError
 
@@ -49,7 +49,7 @@ class Pointing:
 
 @pytest.mark.parametrize("kind", ["vqa_expert", "grounding_expert", "router", "reasoner"])
 def test_every_stage_s_folder_can_be_asked(places, tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(predict, "MAX_NEW_TOKENS", 3)
+    monkeypatch.setattr(answering, "MAX_NEW_TOKENS", 3)
     found = predict.predict(places[kind], image(tmp_path, "scan.png", (40, 25), "L"), "Is there a nodule?", [], None)
     assert isinstance(found["answer"], str)
     assert found["files"] == []
@@ -77,7 +77,7 @@ def test_another_region_is_another_question(places, tmp_path):
     shown = predict.open_image(file)
 
     def states(text):
-        inputs = tiny.inputs([tiny.marked(shown, predict.region(text, shown))], *tiny.ask("<image>Which structure is marked? <region>"))
+        inputs = tiny.inputs([tiny.marked(shown, answering.region(text, shown))], *tiny.ask("<image>Which structure is marked? <region>"))
         with torch.no_grad():
             return made.model(**inputs).logits
 
@@ -99,7 +99,7 @@ def test_another_region_is_another_question(places, tmp_path):
 def test_a_region_that_is_none_is_said_in_one_sentence(tmp_path, region, said):
     shown = predict.open_image(image(tmp_path, "scan.png", (40, 25), "L"))
     with pytest.raises(InputError, match=said) as caught:
-        predict.region(region, shown)
+        answering.region(region, shown)
     assert region in str(caught.value)
 
 
@@ -121,4 +121,4 @@ def test_the_command_prints_an_answer_and_one_json_object(places, project: Proje
     assert json.loads(done.stdout).keys() == {"answer", "reasoning", "masks", "router", "files"}
     missing = project.run(*ask, "--region", "box:290,0,30,30")
     assert missing.returncode == 78
-    assert missing.stderr.splitlines()[-1] == "unimed: --region box:290,0,30,30: expected a region within 300 x 200 pixels"
+    assert missing.stderr.splitlines()[-1] == "unimed: region box:290,0,30,30: expected a region within 300 x 200 pixels"

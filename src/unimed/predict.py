@@ -1,21 +1,19 @@
 """One question about one image, for people: the answer, the reasoning, and masks as files."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from unimed import answering
 from unimed.data import images, masks
 from unimed.errors import InputError
-from unimed.eval import answers, overlays
-from unimed.eval import predict as predictions
-from unimed.model import artifacts, assemble, experts
-from unimed.model.processor import REGION, Picture
-from unimed.rl.prompts import THINK
+from unimed.eval import overlays
+from unimed.model import artifacts, assemble
 
 MAX_PIXELS = 2**26
-MAX_NEW_TOKENS = 256
 
 
 def predict(model: Path, image: Path, question: str, regions: list[str], out: Path | None, think: bool = False) -> dict[str, Any]:
@@ -24,23 +22,11 @@ def predict(model: Path, image: Path, question: str, regions: list[str], out: Pa
     With `think` the question asks for reasoning first, as a reasoner has learned to give it. Raises InputError for a model folder, an
     image or a region that cannot be used.
     """
-    made = load(model)
-    shown = open_image(image)
-    picture = Picture(shown, tuple(region(text, shown) for text in regions))
-    missing = len(regions) - question.count(REGION)
-    asked = question + "".join(f" {REGION}" for _ in range(missing)) + (f"\n{THINK}" if think else "")
-    said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked}]}]
-    with experts.watched(made.model) as seen:
-        found = predictions.answer(made, [said], [picture], MAX_NEW_TOKENS)[0]
-    thought = answers.split_thought(found.text)
-    drawn = [masks.decode(rle, shown.height, shown.width) for rle in found.rles]
-    return {
-        "answer": thought.answer if thought.well_formed else found.text,
-        "reasoning": thought.thought if thought.well_formed else "",
-        "masks": [{"size": [shown.height, shown.width], "counts": rle} for rle in found.rles],
-        "router": [{"layer": layer, "expert": name, "share": share} for layer, name, share in seen.shares()],
-        "files": [str(file) for file in _write(out, shown, drawn)] if out else [],
-    }
+    made, shown = load(model), open_image(image)
+    asked = answering.Question(shown, question, tuple(answering.region(text, shown) for text in regions), think)
+    [reply] = answering.answer(made, [asked], answering.MAX_NEW_TOKENS)
+    drawn = [masks.decode(mask["counts"], shown.height, shown.width) for mask in reply.masks]
+    return {**asdict(reply), "files": [str(file) for file in _write(out, shown, drawn)] if out else []}
 
 
 def load(model: Path) -> assemble.Assembled:
@@ -62,20 +48,6 @@ def open_image(path: Path) -> Image.Image:
     if not path.is_file():
         raise InputError(f"{path}: expected an image file, found none")
     return images.rgb(images.decode(path.read_bytes(), str(path), MAX_PIXELS))
-
-
-def region(text: str, image: Image.Image) -> masks.Pixels:
-    """A region given as `box:x,y,w,h` or `point:x,y` in pixels, as a mask of the image's size. Raises InputError otherwise."""
-    kind, _, numbers = text.partition(":")
-    parts = numbers.split(",")
-    if kind not in ("box", "point") or len(parts) != {"box": 4, "point": 2}[kind] or not all(part.strip().isdigit() for part in parts):
-        raise InputError(f"--region {text}: expected box:x,y,w,h or point:x,y in whole pixels")
-    x, y, width, height = ([int(part) for part in parts] + [1, 1])[:4]
-    if not (x + width <= image.width and y + height <= image.height and width and height):
-        raise InputError(f"--region {text}: expected a region within {image.width} x {image.height} pixels")
-    mask = np.zeros((image.height, image.width), bool)
-    mask[y : y + height, x : x + width] = True
-    return mask
 
 
 def _write(out: Path, image: Image.Image, drawn: list[masks.Pixels]) -> list[Path]:
