@@ -40,7 +40,7 @@ def adopt(spec: dict[str, Any], root: Path) -> tuple[list[str], list[str]]:
     for order in orders(spec):
         if not order.store:
             raise InputError("pipeline: expected one compiled with a store, found none, so nothing was kept that could be adopted")
-        record = Store(order.store).record(f"{order.stage}-{order.recipe}")
+        record = Store(order.store).record(order.stage, order.recipe)
         if record is None:
             lacking.append(order.stage)
         else:

@@ -3,7 +3,6 @@
 An artifact is the folder itself, or a file: the folder's DVC listing, whose bytes lie in the store.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -49,12 +48,10 @@ def referred(artifact: Path) -> str:
     """The hash of the folder whose listing an artifact is; raises `InputError` when it is no listing."""
     text = artifact.read_bytes() if artifact.is_file() else b""
     try:
-        entries = json.loads(text)
+        return hashes.listing_hash(hashes.read_listing(text))
     except ValueError:
-        entries = None
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) and entry.keys() == {"md5", "relpath"} for entry in entries):
-        raise InputError(f"{artifact}: expected a folder or the DVC listing of one, found {'another file' if text else 'nothing'}")
-    return f"{hashlib.md5(text, usedforsecurity=False).hexdigest()}.dir"
+        found = "another file" if text else "nothing"
+        raise InputError(f"{artifact}: expected a folder or the DVC listing of one, found {found}") from None
 
 
 def digest(artifact: Path) -> str:

@@ -50,7 +50,7 @@ def stored(plan: Plan) -> dict[str, bool]:
         return {}
     try:
         store = Store(plan.store)
-        return {name: store.record(f"{name}-{key}") is not None for name, key in plan.keys.items()}
+        return {name: store.record(name, key) is not None for name, key in plan.keys.items()}
     except InputError as error:
         log.warning("%s", error)
         return {}

@@ -27,7 +27,7 @@ def stages(keys: dict[str, str], address: str, run: str) -> list[dict[str, str]]
     store = Store(address)
     rows = []
     for name, key in keys.items():
-        record = store.record(f"{name}-{key}")
+        record = store.record(name, key)
         made = "not made" if record is None else "made" if record.get("run") == run else "kept from an earlier run"
         size = sum(out["size"] for out in record["lock"]["outs"]) if record else 0
         shown = f"{size / 2**20:,.1f} MiB" if size >= 2**20 else f"{size / 2**10:,.1f} KiB"

@@ -9,6 +9,7 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.order import TrainJob
 from pipelines.trainjobs import GROUP, NODE, VERSION, Cluster, passing, refusal, sentence
 from pipelines.watch import STOPPED, TrainingError, condition, wait
 from unimed.errors import InputError
@@ -28,29 +29,13 @@ log = logging.getLogger("launch")
 
 @dataclass(frozen=True)
 class Order:
-    """What a TrainJob is to run: a command on each of some machines, for one stage, recipe and run.
-
-    Quantities, tolerations and selector as Kubernetes writes them. `gpu` is the resource that GPUs are counted under. `deadline_s` ends a
-    training that no launcher waits for any more. `secrets` maps a Secret to the keys that become environment variables where they exist: a
-    TrainJob cannot name a whole Secret.
-    """
+    """What a TrainJob is to run: a command on each of its machines, for one stage, recipe and run."""
 
     stage: str
     key: str
     run: str
-    image: str
     command: tuple[str, ...]
-    nodes: int
-    gpus: int
-    memory: str
-    shared_memory: str
-    gpu: str
-    runtime: str
-    deadline_s: int
-    tolerations: tuple[dict[str, str], ...]
-    node_selector: dict[str, str]
-    secrets: dict[str, tuple[str, ...]]
-    env: dict[str, str]
+    machines: TrainJob
 
     @property
     def name(self) -> str:
@@ -85,7 +70,7 @@ def train(order: Order) -> None:
 
 def manifest(order: Order, owner: dict[str, str] | None) -> dict[str, Any]:
     """The TrainJob as Kubeflow Trainer 2.3 takes it; `owner` is what it is deleted with."""
-    resources = {"memory": order.memory} | ({order.gpu: str(order.gpus)} if order.gpus else {})
+    resources = {"memory": order.machines.memory} | ({order.machines.gpu: str(order.machines.gpus)} if order.machines.gpus else {})
     labels = {STAGE: order.stage, RECIPE: order.key, RUN: order.run}
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
@@ -97,15 +82,15 @@ def manifest(order: Order, owner: dict[str, str] | None) -> dict[str, Any]:
             "ownerReferences": [owner] if owner else [],
         },
         "spec": {
-            "runtimeRef": {"name": order.runtime},
-            "activeDeadlineSeconds": order.deadline_s,
+            "runtimeRef": {"name": order.machines.runtime},
+            "activeDeadlineSeconds": order.machines.deadline_s,
             "trainer": {
-                "image": order.image,
+                "image": order.machines.image,
                 "command": list(order.command),
-                "numNodes": order.nodes,
-                "numProcPerNode": max(1, order.gpus),
+                "numNodes": order.machines.nodes,
+                "numProcPerNode": max(1, order.machines.gpus),
                 "resourcesPerNode": {"requests": resources, "limits": resources},
-                "env": [{"name": name, "value": value} for name, value in order.env.items()] + _secrets(order),
+                "env": _secrets(order),
             },
             "runtimePatches": [_patch(order, labels)],
         },
@@ -113,15 +98,15 @@ def manifest(order: Order, owner: dict[str, str] | None) -> dict[str, Any]:
 
 
 def _secrets(order: Order) -> list[dict[str, Any]]:
-    chosen = [(secret, key) for secret, keys in order.secrets.items() for key in keys]
+    chosen = [(secret, key) for secret, keys in order.machines.secrets.items() for key in keys]
     return [{"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": key, "optional": True}}} for secret, key in chosen]
 
 
 def _patch(order: Order, labels: dict[str, str]) -> dict[str, Any]:
     """What the runtime's pods get besides: our labels, their place, and shared memory where the stage asks for it."""
-    spec: dict[str, Any] = {"tolerations": list(order.tolerations), "nodeSelector": order.node_selector}
-    if order.shared_memory:
-        spec["volumes"] = [{"name": SHARED, "emptyDir": {"medium": "Memory", "sizeLimit": order.shared_memory}}]
+    spec: dict[str, Any] = {"tolerations": list(order.machines.tolerations), "nodeSelector": order.machines.node_selector}
+    if order.machines.shared_memory:
+        spec["volumes"] = [{"name": SHARED, "emptyDir": {"medium": "Memory", "sizeLimit": order.machines.shared_memory}}]
         spec["containers"] = [{"name": NODE, "volumeMounts": [{"name": SHARED, "mountPath": "/dev/shm"}]}]  # noqa: S108
     pods = {"metadata": {"labels": labels}, "spec": spec}
     jobs = [{"name": NODE, "template": {"spec": {"template": pods}}}]
@@ -154,7 +139,7 @@ def _obtain(cluster: Cluster, order: Order) -> dict[str, Any]:
     while True:
         try:
             job = cluster.create(wanted)
-            log.info("%s: made, for %d machines", order.name, order.nodes)
+            log.info("%s: made, for %d machines", order.name, order.machines.nodes)
             return job
         except ApiException as error:
             if error.status != 409:

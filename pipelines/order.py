@@ -9,14 +9,16 @@ from pipelines import stages
 from pipelines.stages import CODE, Stage
 from unimed.config import Section
 from unimed.errors import InputError
-from unimed.hashes import code_hash
-
-ROOT_MARK = ".dir"
-"""How the hash of a folder ends, which is what stands for data that no stage makes."""
+from unimed.hashes import FOLDER, code_hash
 
 
 class TrainJob(Section):
-    """The machines of a stage that trains on several: what of a `launch.Order` is known when the pipeline is compiled."""
+    """The machines of a stage that trains on several.
+
+    Quantities, tolerations and selector as Kubernetes writes them. `gpu` is the resource that GPUs are counted under. `deadline_s` ends a
+    training that no launcher waits for any more. `secrets` maps a Secret to the keys that become environment variables where they exist: a
+    TrainJob cannot name a whole Secret.
+    """
 
     image: str
     nodes: int = Field(gt=1)
@@ -61,7 +63,7 @@ class Order(Section):
         if not self.recipe:
             return
         for path, word in self.sources.items():
-            if word.endswith(ROOT_MARK) and digests[path] != word:
+            if word.endswith(FOLDER) and digests[path] != word:
                 raise InputError(
                     f"{path}: expected the data {word} that this pipeline was compiled for, found {digests[path]}; compile anew"
                 )

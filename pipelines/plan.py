@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,12 @@ class Plan:
     raw: str
     revision: str
 
-    @property
+    @cached_property
     def params(self) -> dict[str, Any]:
         """The params as sections."""
         return params.load(self.text)
 
-    @property
+    @cached_property
     def cluster(self) -> Cluster:
         """The section that says how Kubeflow runs the stages."""
         return params.parse("cluster", Cluster, {"cluster": {}} | self.params)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Pod:
     stage: Stage
     store: Store | None
 
-    @property
+    @cached_property
     def params(self) -> dict[str, Any]:
         """The params as sections."""
         return params.load(self.text)
@@ -86,7 +87,7 @@ class Pod:
         if self.store and self.order.recipe:
             entry = lock.entry(self.stage, self.params, {**digests, **made}, folder, ROOT)
             about = {"stage": self.stage.name, "key": self.order.recipe, "run": self.run, "lock": entry}
-            self.store.put_record(f"{self.stage.name}-{self.order.recipe}", about)
+            self.store.put_record(self.stage.name, self.order.recipe, about)
         return made
 
 
@@ -114,8 +115,7 @@ def train(pod: Pod, machines: TrainJob, ports: dict[str, Path], executor_input: 
     pod.order.check(pod.stage, pod.params, digests, ROOT)
     words = {"--order": pod.order.model_dump_json(), "--run": pod.run, "--params": pod.text, "--inputs": json.dumps(digests)}
     command = ("python", "-m", "pipelines.pod", *(word for pair in words.items() for word in pair), "--", *pod.stage.command)
-    about = {"stage": pod.stage.name, "key": pod.order.recipe, "run": pod.run}
-    launch.train(launch.Order(**about, command=command, env={}, **machines.model_dump()))
+    launch.train(launch.Order(pod.stage.name, pod.order.recipe, pod.run, command, machines))
     made = {item["path"]: item["md5"] for item in recorded(pod.store, pod.stage.name, pod.order.recipe)["outs"]}
     for port, path in pod.stage.outputs.items():
         artifacts.refer(made[path], ports[port], pod.store)
@@ -125,7 +125,7 @@ def train(pod: Pod, machines: TrainJob, ports: dict[str, Path], executor_input: 
 
 def recorded(store: Store, stage: str, key: str) -> dict[str, Any]:
     """The dvc.lock entry that the store keeps of a stage under a recipe key; raises `InputError` when there is none."""
-    record = store.record(f"{stage}-{key}")
+    record = store.record(stage, key)
     if record is None:
         raise InputError(f"stage {stage}: expected a record of recipe {key} in the store, found none; delete its TrainJob if complete")
     return lock.check(record.get("lock"), stage)

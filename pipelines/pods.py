@@ -14,7 +14,7 @@ def settle(task: dsl.PipelineTask, stage: Stage, cluster: Cluster) -> dsl.Pipeli
 
     Secrets are optional to Kubernetes: a pod that lacks one says so in a sentence, where Kubernetes would let it wait for ever.
     """
-    waits = resources.train_job(stage, cluster, "") is not None
+    waits = resources.is_spread(stage, cluster)
     wanted = LAUNCHER_MEMORY if waits else resources.memory(stage, cluster)
     task.set_memory_request(wanted).set_memory_limit(wanted)
     kubernetes.set_security_context(task, run_as_non_root=True)

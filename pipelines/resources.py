@@ -30,9 +30,14 @@ def _bytes(quantity: str) -> int:
     return int(quantity[:-2]) * UNITS[quantity[-2:]]
 
 
+def is_spread(stage: Stage, cluster: Cluster) -> bool:
+    """Whether a stage trains on several machines of this cluster."""
+    return stage.meta.nodes > 1 and cluster.most_gpus > 0
+
+
 def train_job(stage: Stage, cluster: Cluster, image: str) -> TrainJob | None:
     """The machines of a stage that trains on several; None for one that fits into its own pod."""
-    if stage.meta.nodes == 1 or not cluster.most_gpus:
+    if not is_spread(stage, cluster):
         return None
     return TrainJob(
         image=image,

@@ -9,6 +9,7 @@ import pytest
 from kubernetes_api import KubernetesApi, pod
 
 from pipelines import launch, trainjobs
+from pipelines.order import TrainJob
 
 KEY = "0123456789abcdef"
 NAME = f"unimed-vqa-expert-{KEY}"
@@ -16,19 +17,20 @@ ORDER = launch.Order(
     stage="vqa_expert",
     key=KEY,
     run="run-1",
-    image="train@sha256:1",
     command=("python", "-m", "components.vqa_expert", "--data", "data/valid/vqa"),
-    nodes=2,
-    gpus=4,
-    memory="128Gi",
-    shared_memory="16Gi",
-    gpu="nvidia.com/gpu",
-    runtime="unimed-torch",
-    deadline_s=86400,
-    tolerations=({"key": "gpu", "operator": "Exists"},),
-    node_selector={"pool": "gpu"},
-    secrets={"unimed-store": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "unimed-tracking": ("MLFLOW_TRACKING_URI",)},
-    env={"NCCL_DEBUG": "WARN"},
+    machines=TrainJob(
+        image="train@sha256:1",
+        nodes=2,
+        gpus=4,
+        memory="128Gi",
+        shared_memory="16Gi",
+        gpu="nvidia.com/gpu",
+        runtime="unimed-torch",
+        deadline_s=86400,
+        tolerations=({"key": "gpu", "operator": "Exists"},),
+        node_selector={"pool": "gpu"},
+        secrets={"unimed-store": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "unimed-tracking": ("MLFLOW_TRACKING_URI",)},
+    ),
 )
 COMPLETE = {"type": "Complete", "status": "True", "reason": "JobsCompleted", "message": "jobset completed"}
 FAILED = {"type": "Failed", "status": "True", "reason": "FailedJobs", "message": "jobset failed"}

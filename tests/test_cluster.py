@@ -99,7 +99,7 @@ def test_a_plan_asks_the_store_and_goes_on_when_it_does_not_answer(done: Project
     key = lines[0].split()[1]
     assert lines[-1] == "here 0 of 2 stages would run, on the cluster 2"
     entry = yaml.safe_load((done.root / "dvc.lock").read_text())["stages"]["first"]
-    Store(service.url).put_record(f"first-{key}", {"stage": "first", "key": key, "run": "r", "lock": entry})
+    Store(service.url).put_record("first", key, {"stage": "first", "key": key, "run": "r", "lock": entry})
     assert said(done, "unimed", "plan").splitlines()[-1] == "here 0 of 2 stages would run, on the cluster 1"
     finished = done.run("unimed", "plan", AWS_ENDPOINT_URL="http://127.0.0.1:9")
     assert finished.returncode == 0
@@ -146,7 +146,7 @@ def test_a_run_is_adopted_from_its_id_or_its_file(whole: Project, service: s3.Se
     said(whole, "unimed", "compile")
     [key] = [line.split()[1] for line in said(whole, "unimed", "plan").splitlines() if line.startswith("foundation ")]
     entry = {"cmd": "python", "deps": [], "outs": [{"path": "models/foundation", "md5": "0" * 32 + ".dir", "size": 1, "nfiles": 1}]}
-    Store(service.url).put_record(f"foundation-{key}", {"stage": "foundation", "key": key, "run": "r", "lock": entry})
+    Store(service.url).put_record("foundation", key, {"stage": "foundation", "key": key, "run": "r", "lock": entry})
     out = said(whole, "unimed", "adopt", "build/uni-medvlm.yaml")
     assert "dvc.lock now has 1 stages of the run; the store has nothing of align, " in out
     assert yaml.safe_load((whole.root / "dvc.lock").read_text())["stages"] == {"foundation": entry}

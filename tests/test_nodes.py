@@ -67,7 +67,7 @@ def test_the_command_of_a_train_job_makes_what_its_launcher_hands_on(ordered: Ce
     assert hashes.listing_hash(json.loads((ordered.root / "made").read_text())) == digest
     [artifact] = json.loads(ordered.told.read_text())["artifacts"]["made"]["artifacts"]
     assert artifact["metadata"]["md5"] == digest
-    record = Store(service.url).record(f"first-{ordered.order['recipe']}")
+    record = Store(service.url).record("first", ordered.order["recipe"])
     assert record is not None
     assert record["run"] == "run-7"
 

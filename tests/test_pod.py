@@ -167,7 +167,7 @@ def test_large_artifacts_travel_by_reference_and_the_store_gets_bytes_and_record
     digest = hashes.dvc_hash(cell.project.root / "models/first")
     assert (cell.root / "made").is_file()
     assert hashes.listing_hash(json.loads((cell.root / "made").read_text())) == digest
-    record = store.record(f"first-{cell.order['recipe']}")
+    record = store.record("first", cell.order["recipe"])
     assert record is not None
     assert [out["md5"] for out in record["lock"]["outs"]] == [digest]
     assert record["run"] == "run-1"

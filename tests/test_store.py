@@ -171,10 +171,10 @@ def test_two_programs_that_pull_to_the_same_place_never_mix_their_bytes(service,
 
 def test_a_record_is_kept_by_name_and_a_new_one_replaces_it(service):
     store = Store(service.url)
-    assert store.record("align-0123456789abcdef") is None
+    assert store.record("align", "0123456789abcdef") is None
     for lock in ({"cmd": "python -m one"}, {"cmd": "größe"}):
-        store.put_record("align-0123456789abcdef", {"stage": "align", "lock": lock})
-        assert store.record("align-0123456789abcdef") == {"stage": "align", "lock": lock}
+        store.put_record("align", "0123456789abcdef", {"stage": "align", "lock": lock})
+        assert store.record("align", "0123456789abcdef") == {"stage": "align", "lock": lock}
     assert service.names() == ["team/store/recipes/align-0123456789abcdef.json"]
 
 
@@ -182,10 +182,10 @@ def test_a_record_with_another_name_or_broken_text_is_refused(service):
     store = Store(service.url)
     for name in ("../x", "", "a/b", "a.json"):
         with pytest.raises(InputError, match="expected a name of letters"):
-            store.put_record(name, {})
-    service.client.put_object(Bucket=s3.BUCKET, Key="team/store/recipes/x.json", Body=b"{")
+            store.put_record(name, "key", {})
+    service.client.put_object(Bucket=s3.BUCKET, Key="team/store/recipes/x-y.json", Body=b"{")
     with pytest.raises(InputError, match="expected a record in JSON"):
-        store.record("x")
+        store.record("x", "y")
 
 
 def test_a_path_that_is_not_there_is_refused(service, tmp_path):

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import yaml
 
+FOLDER = ".dir"
+"""How the hash of a folder ends."""
+
 
 def recorded(kinds: tuple[str, ...], root: Path = Path()) -> dict[str, str]:
     """Path to hash, as dvc.lock holds it of the `kinds` "deps" and "outs"; empty before the first run."""
@@ -46,7 +49,15 @@ def listing_text(entries: list[dict[str, str]]) -> bytes:
 
 def listing_hash(entries: list[dict[str, str]]) -> str:
     """The hash of the folder that a listing describes."""
-    return hashlib.md5(listing_text(entries), usedforsecurity=False).hexdigest() + ".dir"
+    return hashlib.md5(listing_text(entries), usedforsecurity=False).hexdigest() + FOLDER
+
+
+def read_listing(text: bytes) -> list[dict[str, str]]:
+    """The entries of a listing from its bytes. Raises ValueError for anything else."""
+    entries = json.loads(text)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and entry.keys() == {"md5", "relpath"} for entry in entries):
+        raise ValueError("expected a list of entries with md5 and relpath, found other JSON")
+    return entries
 
 
 def files(path: Path) -> list[Path]:

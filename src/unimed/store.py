@@ -14,11 +14,9 @@ from typing import Any, TypeVar
 
 from unimed import hashes, outputs
 from unimed.errors import InputError
+from unimed.hashes import FOLDER
 from unimed.objects import THREADS, Moved, Objects
 from unimed.progress import Ticker
-
-FOLDER = ".dir"
-"""How the hash of a folder ends."""
 
 T = TypeVar("T")
 
@@ -92,17 +90,18 @@ class Store:
             raise InputError(f"{where}: expected a listing with hash {digest}, found {found}; delete this object and push it again")
         return _entries(where, text)
 
-    def put_record(self, name: str, record: dict[str, Any]) -> None:
-        """Keep a record under a name of letters, digits, `_` and `-`, in place of an earlier one."""
-        self.objects.write(_record(name), json.dumps(record, sort_keys=True).encode())
+    def put_record(self, stage: str, key: str, record: dict[str, Any]) -> None:
+        """Keep the record of a stage under a recipe key, both of letters, digits, `_` and `-`, in place of an earlier one."""
+        self.objects.write(_record(stage, key), json.dumps(record, sort_keys=True).encode())
 
-    def record(self, name: str) -> dict[str, Any] | None:
-        """The record of that name; None when there is none."""
-        text = self.objects.read(_record(name))
+    def record(self, stage: str, key: str) -> dict[str, Any] | None:
+        """The record of a stage under a recipe key; None when there is none."""
+        name = _record(stage, key)
+        text = self.objects.read(name)
         try:
             return None if text is None else dict(json.loads(text))
         except (TypeError, ValueError):
-            raise InputError(f"{self.objects.url(_record(name))}: expected a record in JSON, found something else; delete it") from None
+            raise InputError(f"{self.objects.url(name)}: expected a record in JSON, found something else; delete it") from None
 
     def _send(self, label: str, files: dict[str, Path]) -> None:
         def send(item: tuple[str, Path], moved: Moved) -> None:
@@ -176,8 +175,9 @@ def _name(digest: str) -> str:
     return f"files/md5/{digest[:2]}/{digest[2:]}"
 
 
-def _record(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+def _record(stage: str, key: str) -> str:
+    name = f"{stage}-{key}"
+    if not re.fullmatch(r"[A-Za-z0-9_]+-[A-Za-z0-9_-]+", name):
         raise InputError(f"record {name!r}: expected a name of letters, digits, _ and -, found others")
     return f"recipes/{name}.json"
 
@@ -190,11 +190,9 @@ def _check_digest(digest: str) -> None:
 def _entries(where: str, text: bytes) -> list[dict[str, str]]:
     """A listing from its bytes; raises `InputError` for anything but files of a folder, each at a place of its own inside it."""
     try:
-        entries = json.loads(text)
+        entries = hashes.read_listing(text)
     except ValueError:
-        entries = None
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) and entry.keys() == {"md5", "relpath"} for entry in entries):
-        raise InputError(f"{where}: expected a list of entries with md5 and relpath, found something else; push the folder again")
+        raise InputError(f"{where}: expected a list of entries with md5 and relpath, found something else; push the folder again") from None
     if wrong := next((entry for entry in entries if not _is_file_inside(entry)), None):
         raise InputError(f"{where}: expected an md5 and a path inside the folder, found {wrong}; rename the file and push the folder again")
     paths = {PurePosixPath(entry["relpath"]) for entry in entries}
