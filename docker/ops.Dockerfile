@@ -11,7 +11,7 @@ ARG TORCH=cpu
 ENV UV_NO_CACHE=1 UV_SYSTEM_CERTS=1 UV_COMPILE_BYTECODE=1 PYC_INVALIDATION_MODE=UNCHECKED_HASH
 WORKDIR /build
 COPY pyproject.toml requirements.lock docker/install.sh ./
-RUN sh install.sh --requirements pyproject.toml --extra server && /uv/bin/uv pip check --python /venv/bin/python
+RUN sh install.sh --requirements pyproject.toml --extra release --extra serve --extra server && /uv/bin/uv pip check --python /venv/bin/python
 
 # Our own code is a small layer of its own, so that an edit moves kilobytes. It is installed in place, as sources: recipe keys and dvc.lock
 # hash those. Any user can read it, whatever the umask of the builder.
