@@ -25,7 +25,6 @@ Output = Annotated[Path, "output"]
 """A file or folder that the component writes; it is handed a temporary path that is renamed when `run` has returned."""
 
 Run = Callable[..., None]
-"""Exit code for input that a user can mend: EX_CONFIG of sysexits.h."""
 
 log = logging.getLogger("step")
 
