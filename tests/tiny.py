@@ -30,7 +30,7 @@ TEXTS = ("Describe this image briefly.", "Is there a nodule?", "yes", "no", "Whi
 
 def processor() -> UniMedProcessor:
     """A processor with a byte-level tokenizer; asking twice gives equals."""
-    return UniMedProcessor(tokenizer.build(TEXTS, 300), image_size=SIZE, tokens_per_image=16)
+    return UniMedProcessor(tokenizer.build(TEXTS, 300), image_size=SIZE, tile_size=16, tokens_per_view=16)
 
 
 def config(words: PreTrainedTokenizerBase, **changes: Any) -> UniMedConfig:

@@ -24,7 +24,7 @@ def build(vlm: Vlm, settings: Foundation, seed: int) -> Assembled:
     set_seed(seed)
     tokenizer = tokenizers.build(_texts(seed), settings.vocabulary)
     config = configuration(vlm, tokenizer)
-    processor = UniMedProcessor(tokenizer, image_size=config.image_size, tokens_per_image=config.tokens_per_image)
+    processor = UniMedProcessor.of(config, tokenizer)
     return Assembled(UniMedForConditionalGeneration(config), processor)
 
 
