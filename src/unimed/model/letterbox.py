@@ -90,7 +90,7 @@ class Letterbox:
         frame[self.content] = area_means(area_means(mask, self.content_height).T, self.content_width).T.clip(0, 1)
         return frame
 
-    def unmask(self, logits: Float[Tensor, "mask side side"]) -> Float[Tensor, "mask height width"]:
+    def unmask(self, logits: Float[Tensor, "mask low_rows low_columns"]) -> Float[Tensor, "mask height width"]:
         """Mask logits of the frame, at any resolution, as logits of the image's own pixels, in float32.
 
         The map grows to the frame before the padding is cut off, so that the content window is a whole number of its
