@@ -87,7 +87,7 @@ def overlaps(
     processor: UniMedProcessor,
     prompts: Sequence[list[Message]],
     completions: Sequence[Sequence[int]],
-    targets: Sequence[Sequence[Bool[np.ndarray, "height width"]]],
+    targets: Sequence[Sequence[Bool[np.ndarray, "_height _width"]]],
 ) -> list[list[float]]:
     """For each completion the Dice of its first mask with the first target, of its second with the second, and so on, in [0, 1].
 
