@@ -45,7 +45,8 @@ def marked(folder, seed=1, side=(tiny.SIZE, tiny.SIZE)):
 
 
 def pointing(folder, seed=2, side=(tiny.SIZE, tiny.SIZE)):
-    return tiny.sample(folder, tiny.turn("Segment the liver.", SEG, targets=[tiny.box(3, 3, 20, 20, of=side)], side=side), seed=seed, side=side)
+    turn = tiny.turn("Segment the liver.", SEG, targets=[tiny.box(3, 3, 20, 20, of=side)], side=side)
+    return tiny.sample(folder, turn, seed=seed, side=side)
 
 
 def plain(folder, seed=4):

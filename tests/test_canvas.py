@@ -162,7 +162,9 @@ def test_a_text_expanded_for_another_number_of_images_is_an_error():
         tiled.processor().expand("<image>?", [(20, 20), (20, 20)])
 
 
-@pytest.mark.parametrize(("height", "width", "grid", "frame"), [(40, 20, (2, 1), (64, 32)), (16, 96, (1, 3), (32, 96)), (90, 30, (2, 2), (64, 64))])
+@pytest.mark.parametrize(
+    ("height", "width", "grid", "frame"), [(40, 20, (2, 1), (64, 32)), (16, 96, (1, 3), (32, 96)), (90, 30, (2, 2), (64, 64))]
+)
 def test_masks_find_their_way_back_from_a_canvas(height, width, grid, frame):
     box, mask = Letterbox(height, width, 32, grid), tiny.box(height // 4, width // 4, height // 2, width // 2, (height, width))
     assert box.frame == frame and box.mask(mask).shape == frame

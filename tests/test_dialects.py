@@ -5,6 +5,7 @@ import pytest
 import tiled
 import tiny
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from unimed.config import Vlm
 from unimed.errors import InputError
@@ -38,7 +39,8 @@ QWEN_TEXT = (
 )
 
 NUMBERS = {
-    "vision": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 16, "patch_size": 4},
+    "vision": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 16,
+               "patch_size": 4},
     "detail": {"hidden_sizes": [8, 12], "depths": [1, 1], "num_stages": 2, "patch_size": 4},
     "text": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1},
     "mask": {"image_size": 32, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "window_size": 5,
@@ -83,6 +85,16 @@ def test_adopting_again_changes_nothing(words):
     assert (again.special_tokens_map, again.padding_side) == (words.special_tokens_map, "left")
 
 
+def test_an_adopted_tokenizer_comes_back_as_it_was_stored(tmp_path, words):
+    words.save_pretrained(tmp_path)
+    again = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert again.get_vocab() == words.get_vocab()
+    names = ("padding_side", "clean_up_tokenization_spaces", "eos_token", "pad_token", "bos_token", "chat_template")
+    assert [getattr(again, name) for name in names] == [getattr(words, name) for name in names]
+    assert again.padding_side == "left" and not again.clean_up_tokenization_spaces
+    assert tokenizer.known(again) == tokenizer.known(words)
+
+
 def test_our_own_tokenizer_needs_no_adoption():
     own = tiny.processor().tokenizer
     again = tokenizer.adopt(own)
@@ -117,7 +129,10 @@ def test_what_is_written_is_decoded_as_it_was_written(words):
     [
         (lambda: dialects.llama(chat_template=None), "expected a chat template, found none; take an instruction-tuned model's"),
         (lambda: dialects.llama(trim_offsets=True), "expected tokens that cover all of their text, found gaps"),
-        (lambda: dialects.qwen(chat_template="{% for m in messages %}{{ m['content'] }}\n{% endfor %}"), "a chat template that ends answers with"),
+        (
+            lambda: dialects.qwen(chat_template="{% for m in messages %}{{ m['content'] }}\n{% endfor %}"),
+            "a chat template that ends answers with",
+        ),
         (lambda: dialects.qwen(chat_template=PREFACED), "expected a chat template that opens an answer after the question, found"),
     ],
 )
@@ -159,7 +174,9 @@ def test_the_configuration_takes_the_tokenizer_s_ids(kind, words):
     text = config.text_config
     assert (text.model_type, text.vocab_size) == (kind, len(words))
     assert (text.eos_token_id, text.pad_token_id, text.bos_token_id) == (words.eos_token_id, words.pad_token_id, words.bos_token_id)
-    assert words.decode(config.answer_opening) == ("<|start_header_id|>assistant<|end_header_id|>\n\n" if kind == "llama" else "<|im_start|>assistant\n")
+    assert words.decode(config.answer_opening) == (
+        "<|start_header_id|>assistant<|end_header_id|>\n\n" if kind == "llama" else "<|im_start|>assistant\n"
+    )
 
 
 def test_what_stands_before_the_first_answer_is_the_prompt(kind, words):
@@ -179,7 +196,9 @@ def test_an_answer_stops_at_the_template_s_end_of_turn(kind, words, experts):
     torch.manual_seed(0)
     made.model = UniMedForConditionalGeneration(config).eval()
     shown = [tiny.marked(tiny.picture(0))]
-    inputs = dict(made.processor(images=shown, text=made.processor.apply_chat_template(SAID[:1], add_generation_prompt=True), return_tensors="pt"))
+    inputs = dict(
+        made.processor(images=shown, text=made.processor.apply_chat_template(SAID[:1], add_generation_prompt=True), return_tensors="pt")
+    )
     with torch.no_grad():
         made.model.lm_head.weight[words.eos_token_id] = 100 * made.model.model(**inputs).last_hidden_state[0, -1]
     written = made.model.generate(**inputs, max_new_tokens=5, do_sample=False, use_cache=True)[0, inputs["input_ids"].shape[1] :]

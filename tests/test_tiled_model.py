@@ -115,11 +115,13 @@ def test_a_mask_is_drawn_on_the_square_of_the_last_image_before_its_seg_token(mo
     [(images, _, index)] = seen
     assert index.tolist() == [0, 1, 2]
     assert torch.equal(images, tiny.processor().pixels(pictures))
-    alone = [model(**tiled.inputs(own, text), segment=True).mask_logits for own, text in ((pictures[:2], texts[0]), (pictures[2:], texts[1]))]
+    alone = [
+        model(**tiled.inputs(own, text), segment=True).mask_logits for own, text in ((pictures[:2], texts[0]), (pictures[2:], texts[1]))
+    ]
     torch.testing.assert_close(together, torch.cat(alone), **CLOSE)
 
 
-@pytest.mark.parametrize("changes", VARIANTS[-2:] + [{"pixel_shuffle": 2}], ids=str)
+@pytest.mark.parametrize("changes", [*VARIANTS[-2:], {"pixel_shuffle": 2}], ids=str)
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_a_batch_is_answered_as_its_texts_are_alone_with_and_without_a_cache(changes, use_cache):
     model, (texts, pictures) = tiled.stirred(**changes), mixed()

@@ -90,7 +90,7 @@ def test_black_images_of_two_shapes_share_no_prompt(tmp_path, model):
     with rollout.sharing_prompts(model) as shared, shared.prompts_of(ids.shape[1] - length):
         found = model.model(input_ids=ids, attention_mask=mask, use_cache=False, **images).last_hidden_state[:, -length:]
     torch.testing.assert_close(found, plain, **CLOSE)
-    assert (found[0] - found[1]).abs().max() > 1e-3
+    assert (found[0] - found[1]).abs().max() > 1e-4
 
 
 def test_a_rollout_says_what_generate_says(tmp_path, model):

@@ -55,7 +55,7 @@ def test_every_tile_is_fused_with_its_window_of_one_look_at_the_canvas(grid, sou
     encoder = tiled.stirred(tile_detail=source, fused_stages=fused).model.encoder
     square, tiles, grids = shown(grid)
     found = encoder(square, tiles, grids)
-    maps = [map_ for map_ in detail_of(encoder, join(tiles[0], grid)[0])][0 if fused == "all" else 1 :]
+    maps = detail_of(encoder, join(tiles[0], grid)[0])[0 if fused == "all" else 1 :]
     expected = [literally(encoder, square[0], detail_of(encoder, square[0])[0 if fused == "all" else 1 :])]
     for number, tile in enumerate(tiles[0]):
         row, column = divmod(number, grid[1])

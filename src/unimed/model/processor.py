@@ -32,7 +32,7 @@ class Picture:
     regions: tuple[Bool[np.ndarray, "height width"], ...] = ()
 
     @property
-    def size(self) -> Size:
+    def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.image.height, self.image.width
 

@@ -53,6 +53,8 @@ def adopt(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
     if adopted.pad_token in (None, adopted.eos_token):
         adopted.add_special_tokens({"pad_token": PAD})
     adopted.padding_side, adopted.clean_up_tokenization_spaces = "left", False
+    # What is not among these is forgotten when a tokenizer is saved.
+    adopted.init_kwargs |= {"padding_side": "left", "clean_up_tokenization_spaces": False}
     return adopted
 
 

@@ -51,7 +51,8 @@ def rendered(processor: UniMedProcessor, conversation: Sequence[Message]) -> tup
 def labelled(processor: UniMedProcessor, conversations: Sequence[Sequence[Message]], sizes: Sequence[Sequence[Size]]) -> Batch:
     """`input_ids`, `attention_mask` and `labels`: the ids again where a token lies within an answer, IGNORED elsewhere.
 
-    `sizes` holds height and width of each conversation's images. Raises InputError for a template after which the first token of an answer would hold more than the answer.
+    `sizes` holds height and width of each conversation's images. Raises InputError for a template after which the first token of
+    an answer would hold more than the answer.
     """
     found = [rendered(processor, conversation) for conversation in conversations]
     expanded = [processor.expand(text, own) for (text, _), own in zip(found, sizes, strict=True)]

@@ -132,7 +132,8 @@ def truth(shown: Phantoms, config: UniMedConfig) -> Truth:
     cover = list(square[:, :-1].unsqueeze(1))
     for number, (scene, grid) in enumerate(zip(shown.scenes, config.grids(scene.image.shape for scene in shown.scenes), strict=True)):
         if grid != NO_TILES:
-            masks = framed(scene, Letterbox(*scene.image.shape, config.image_size, grid)).float()
+            height, width = scene.image.shape
+            masks = framed(scene, Letterbox(height, width, config.image_size, grid)).float()
             cells = with_calcified(adaptive_avg_pool2d(masks[None], (grid[0] * side, grid[1] * side)), [scene])
             facts[number] = torch.cat([facts[number], cut(_facts(cells, [scene]), grid)])
             cover[number] = cut(cells[:, :-1], grid)

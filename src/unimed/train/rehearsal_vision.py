@@ -44,7 +44,8 @@ def show(settings: Foundation, size: int, seed: int) -> Phantoms:
     images = torch.zeros(len(scenes), 3, size, size)
     masks = torch.zeros(len(scenes), len(CLASSES), size, size, dtype=torch.bool)
     for row, scene in enumerate(scenes):
-        box = Letterbox(*scene.image.shape, size)
+        height, width = scene.image.shape
+        box = Letterbox(height, width, size)
         images[row] = torch.from_numpy(box.image(np.repeat(scene.image[..., None], 3, 2))).permute(2, 0, 1) / 255
         masks[row] = framed(scene, box)
     return Phantoms(scenes, images, masks)
