@@ -31,7 +31,10 @@ def build(vlm: Vlm, settings: Foundation, seed: int) -> Assembled:
 
 
 def configuration(vlm: Vlm, tokenizer: PreTrainedTokenizerBase) -> UniMedConfig:
-    """The architecture of params.yaml with the special tokens of a tokenizer. Raises InputError for numbers that do not fit together."""
+    """The architecture of params.yaml with the special tokens of a tokenizer.
+
+    Raises InputError for numbers that do not fit together.
+    """
     tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     words = {"vocab_size": len(tokenizer), "tie_word_embeddings": False, **tokens}
     own = ("fusion_blocks", "fusion_hidden_size", "fused_stages", "vision_feature_layer", "canvases", "tile_detail", "pixel_shuffle")
