@@ -31,7 +31,7 @@ class Phantoms:
 
     scenes: list[Scene]
     images: Float[Tensor, "scene 3 size size"]
-    masks: Float[Tensor, "scene class size size"]
+    masks: Bool[Tensor, "scene class size size"]
 
     def cells(self, index: Tensor, side: int) -> Float[Tensor, "scene label side side"]:
         """Share of each grid cell that every class covers, and after the classes the share that is calcified."""
