@@ -106,7 +106,7 @@ class Reader:
         row = torch.tensor([i for i, labels in enumerate(regions) for _ in labels], dtype=torch.long)
         label = torch.tensor([name for labels in regions for name in labels], dtype=torch.long)
         cover = self.truth.cover[scenes[row], label]
-        marked = pool(slots[row, -cover[0].numel() :] if len(row) else slots[row], cover)
+        marked = pool(slots[row, -cover.shape[1:].numel() :], cover)
         config = self.model.config
         embeds = table(ids).masked_scatter((ids == config.image_token_id).unsqueeze(-1), slots[self.truth.real[scenes]])
         return embeds.masked_scatter((ids == config.region_token_id).unsqueeze(-1), marked)
