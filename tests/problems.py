@@ -35,17 +35,18 @@ def with_reasoner(model, rank=4):
     return train_only(model, [f"model.language_model.{name}" for name in names])
 
 
-def problem(folder, seed=0, solution="A", rationale="It is there.", question=QUESTION, regions=()):
-    turn = tiny.turn(question, solution, regions=regions)
-    return tiny.sample(folder, dataclasses.replace(turn, options=OPTIONS, solution=solution, rationale=rationale), seed=seed)
+def problem(folder, seed=0, solution="A", rationale="It is there.", question=QUESTION, regions=(), side=tiny.SIZE):
+    turn = tiny.turn(question, solution, regions=regions, side=side)
+    return tiny.sample(folder, dataclasses.replace(turn, options=OPTIONS, solution=solution, rationale=rationale), seed=seed, side=side)
 
 
-def marked(folder, seed=1):
-    return problem(folder, seed, question=MARKED, regions=[tiny.box(4, 6, 9, 9)])
+def marked(folder, seed=1, side=(tiny.SIZE, tiny.SIZE)):
+    return problem(folder, seed, question=MARKED, regions=[tiny.box(4, 6, 9, 9, of=side)], side=side)
 
 
-def pointing(folder, seed=2):
-    return tiny.sample(folder, tiny.turn("Segment the liver.", SEG, targets=[tiny.box(3, 3, 20, 20)]), seed=seed)
+def pointing(folder, seed=2, side=(tiny.SIZE, tiny.SIZE)):
+    turn = tiny.turn("Segment the liver.", SEG, targets=[tiny.box(3, 3, 20, 20, of=side)], side=side)
+    return tiny.sample(folder, turn, seed=seed, side=side)
 
 
 def plain(folder, seed=4):
@@ -57,11 +58,11 @@ def absent(folder, seed=3):
 
 
 @contextmanager
-def built(model, samples, **changes):
+def built(model, samples, processor=None, **changes):
     """The trainer as `reinforce` builds it, in training mode."""
     model.write_seg_rows()
     with rollout.sharing_prompts(model):
-        policy = trainer.build(model, tiny.processor(), Mixture(samples, [], 0), settings(**changes), 0)
+        policy = trainer.build(model, processor or tiny.processor(), Mixture(samples, [], 0), settings(**changes), 0)
         model.train()
         yield policy
 
@@ -82,7 +83,12 @@ def generated(policy):
 
 def answered(samples, rows, words):
     """Ids, mask and pixels of prompts, drawn by number, each with a word as its answer; and how many positions the answers take."""
-    processor = tiny.processor()
+    ids, mask, inputs, length = replied(tiny.processor(), samples, rows, words)
+    return ids, mask, inputs["pixel_values"], length
+
+
+def replied(processor, samples, rows, words):
+    """Like `answered`, with all that the processor made in place of the pixels."""
     asked = processor.apply_chat_template(
         [prompts.reasoning_messages(samples[row], think=True) for row in rows], add_generation_prompt=True
     )
@@ -90,4 +96,4 @@ def answered(samples, rows, words):
     inputs = processor(images=pictures, text=asked, padding=True, return_tensors="pt")
     said = processor.tokenizer([word + tokenizer.END for word in words.split()], padding=True, padding_side="right", return_tensors="pt")
     ids, mask = (torch.cat([inputs[name], said[name]], 1) for name in ("input_ids", "attention_mask"))
-    return ids, mask, inputs["pixel_values"], said["input_ids"].shape[1]
+    return ids, mask, inputs, said["input_ids"].shape[1]

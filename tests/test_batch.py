@@ -11,6 +11,7 @@ from unimed.model.processor import UniMedProcessor
 from unimed.train import batch
 from unimed.train.batch import IGNORED, Collator
 
+SQUARE = (tiny.SIZE, tiny.SIZE)
 LIVER, NODULE, LINE = tiny.box(2, 2, 12, 12), tiny.box(20, 18, 5, 6), tiny.box(0, 0, 1, 32)
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m['role'].upper() + ': ' + m['content'] + ('</s>' if m['role'] == 'assistant' else ' ') }}{% endfor %}"
@@ -129,9 +130,9 @@ def literally(processor, conversation) -> list[int]:
             text = grown
     expanded, owners = "", []
     for place, mine in enumerate(owner):
-        more = text[place] if not text.startswith("<image>", place) else "<image>" * (processor.tokens_per_image - 1) + "<"
+        more = text[place] if not text.startswith("<image>", place) else "<image>" * (processor.tokens_per_view - 1) + "<"
         expanded, owners = expanded + more, owners + [mine] * len(more)
-    assert expanded == processor.expand(text)
+    assert expanded == processor.expand(text, [SQUARE] * text.count("<image>"))
     encoded = processor.tokenizer(expanded, return_offsets_mapping=True, add_special_tokens=False)
     pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
     return [number if all(owners[start:end]) else IGNORED for number, (start, end) in pairs]
@@ -142,7 +143,7 @@ def test_labels_are_those_of_asking_every_character_whether_it_came_with_an_answ
     processor = with_template(processor, template or processor.tokenizer.chat_template)
     said = [batch.messages(sample) for sample in samples]
     conversations = [*said, said[0][:3], said[0][:1], said[0] * 4]
-    found = batch.labelled(processor, conversations)
+    found = batch.labelled(processor, conversations, [[SQUARE]] * 5 + [[SQUARE] * 4])
     for labels, kept, conversation in zip(found["labels"], found["attention_mask"].bool(), conversations, strict=True):
         assert labels[kept].tolist() == literally(processor, conversation)
         assert (labels[~kept] == IGNORED).all()
@@ -150,7 +151,7 @@ def test_labels_are_those_of_asking_every_character_whether_it_came_with_an_answ
 
 def test_a_conversation_without_a_message_is_refused(processor):
     with pytest.raises(InputError, match="expected a conversation of at least one message, found an empty one"):
-        batch.labelled(processor, [[]])
+        batch.labelled(processor, [[]], [[]])
 
 
 def with_template(processor, template) -> UniMedProcessor:
@@ -183,16 +184,16 @@ def test_each_seg_looks_at_the_last_image_before_it():
     """Two tokens per image. I is an image token, S a `<SEG>`: three rows with two images, one and two."""
     rows = ["IISIISSx", "xxIISxxx", "IISxIISx"]
     seg, image = (torch.tensor([[letter == which for letter in row] for row in rows]) for which in "SI")
-    assert image_of_each(seg, image, 2).tolist() == [0, 1, 1, 2, 3, 4]
+    assert image_of_each(seg, image, [2] * 5).tolist() == [0, 1, 1, 2, 3, 4]
 
 
 def test_adjacent_images_are_told_apart():
     rows = ["IIIISx", "SIIxxx"]
     seg, image = (torch.tensor([[letter == which for letter in row] for row in rows]) for which in "SI")
-    assert image_of_each(seg[:1], image[:1], 2).tolist() == [1]
+    assert image_of_each(seg[:1], image[:1], [2, 2]).tolist() == [1]
     with pytest.raises(ValueError, match="expected an image before every <SEG>"):
-        image_of_each(seg, image, 2)
+        image_of_each(seg, image, [2] * 3)
 
 
 def test_no_seg_looks_at_nothing():
-    assert image_of_each(torch.zeros(2, 3, dtype=torch.bool), torch.ones(2, 3, dtype=torch.bool), 3).tolist() == []
+    assert image_of_each(torch.zeros(2, 3, dtype=torch.bool), torch.ones(2, 3, dtype=torch.bool), [3, 3]).tolist() == []

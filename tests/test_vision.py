@@ -94,7 +94,7 @@ def test_fusions_after_blocks_that_never_run_are_an_error(blocks, found):
 
 def test_the_image_size_makes_both_grids_one():
     config = tiny.config(tiny.processor().tokenizer)
-    assert (config.grid_size, config.detail_stride, config.image_size, config.tokens_per_image) == (4, 8, 32, 16)
+    assert (config.grid_size, config.detail_stride, config.image_size, config.tokens_per_view) == (4, 8, 32, 16)
 
 
 def test_a_projector_writes_in_the_width_of_the_language_model():

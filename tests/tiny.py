@@ -30,7 +30,7 @@ TEXTS = ("Describe this image briefly.", "Is there a nodule?", "yes", "no", "Whi
 
 def processor() -> UniMedProcessor:
     """A processor with a byte-level tokenizer; asking twice gives equals."""
-    return UniMedProcessor(tokenizer.build(TEXTS, 300), image_size=SIZE, tokens_per_image=16)
+    return UniMedProcessor(tokenizer.build(TEXTS, 300), image_size=SIZE, tile_size=16, tokens_per_view=16)
 
 
 def config(words: PreTrainedTokenizerBase, **changes: Any) -> UniMedConfig:
@@ -109,21 +109,30 @@ class _Packed:
     content: bytes
 
 
-def turn(question: str, answer: str, regions: Iterable[np.ndarray] = (), targets: Iterable[np.ndarray] = (), side: int = SIZE) -> Turn:
-    """A question and its answer about a square image."""
+Shape = int | tuple[int, int]
+"""The side of a square, or height and width."""
+
+
+def _both(side: Shape) -> tuple[int, int]:
+    return (side, side) if isinstance(side, int) else side
+
+
+def turn(question: str, answer: str, regions: Iterable[np.ndarray] = (), targets: Iterable[np.ndarray] = (), side: Shape = SIZE) -> Turn:
+    """A question and its answer about an image."""
+    height, width = _both(side)
     return Turn(
         question=question, answer=answer, question_type="presence", answer_type="OPEN", conversation_id="c", task="vqa", options=(),
-        solution="", rationale="", height=side, width=side,
+        solution="", rationale="", height=height, width=width,
         region_rles=tuple((masks.encode(mask),) for mask in regions), target_rles=tuple((masks.encode(mask),) for mask in targets),
     )  # fmt: skip
 
 
-def sample(folder: Path, *turns: Turn, seed: int = 0, side: int = SIZE) -> Sample:
+def sample(folder: Path, *turns: Turn, seed: int = 0, side: Shape = SIZE) -> Sample:
     """Turns about an image of noise that lies in a shard of its own."""
-    content = io.BytesIO()
-    picture(seed, side, side).save(content, "PNG")
+    content, (height, width) = io.BytesIO(), _both(side)
+    picture(seed, height, width).save(content, "PNG")
     [(packed, place)] = shards.write(folder / str(seed), [_Packed(f"image{seed}", content.getvalue())], 2**20)
-    return Sample(packed.sample_id, "Made/up", "ct", "Made", side, side, turns, folder / str(seed), place)
+    return Sample(packed.sample_id, "Made/up", "ct", "Made", height, width, turns, folder / str(seed), place)
 
 
 def samples(*found: Sample) -> Samples:

@@ -87,17 +87,24 @@ class Vlm(Section):
     """ConvNextConfig of the detail tower."""
 
     text: Numbers
-    """LlamaConfig of the language model; the vocabulary comes from its tokenizer."""
+    """Configuration of the language model, Llama's unless `model_type` says otherwise; the vocabulary comes from its tokenizer."""
 
     mask: Numbers
     """SamMed2DConfig of the mask encoder and decoder."""
 
     fusion_blocks: list[int]
     """ViT blocks, counted from one, after which a detail map is fused in: one per stage of the detail tower."""
-
     fusion_hidden_size: int = Field(gt=0)
     vision_feature_layer: int = Field(lt=0)
     """Which ViT hidden state is projected; -1 is the last."""
+    canvases: list[tuple[int, int]] = []
+    """Rows and columns of tiles that an image can be laid on, FILA's are [1, 2], [2, 1], [2, 2], [3, 1] and [1, 3]; none: one square."""
+    pixel_shuffle: int = 1
+    """Patches per side of the square that becomes one token of the language model: 2 makes a quarter of the tokens."""
+    fused_stages: Literal["all", "last", "none"] = "all"
+    """Ablation: which stages of the detail tower are fused into the ViT."""
+    tile_detail: Literal["slice", "whole"] = "slice"
+    """Ablation: whether a tile is fused with its own window of the canvas's detail maps or with all of them, pooled to its size."""
 
 
 class Optimisation(Section):

@@ -55,14 +55,13 @@ def answer(
     processor, model = made.processor, made.model.eval()
     texts = [processor.apply_chat_template(said, add_generation_prompt=True) for said in conversations]
     batch = dict(processor(images=list(pictures), text=texts, padding=True, return_tensors="pt"))
-    sizes = batch.pop("image_sizes")
     batch = {name: value.to(model.device) for name, value in (blanked(batch) if blank else batch).items()}
     tokenizer = processor.tokenizer
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     drawn_by = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     written = model.generate(**batch, max_new_tokens=max_new_tokens, use_cache=True, **drawn_by, **ends)
     said = [_until_end(tokenizer.decode(row), tokenizer.eos_token) for row in written[:, batch["input_ids"].shape[1] :]]
-    drawn = _masks(made, conversations, said, batch["pixel_values"], sizes)
+    drawn = _masks(made, conversations, said, batch["pixel_values"], batch["image_sizes"])
     return [Answer(text, tuple(masks.encode(mask) for mask in found)) for text, found in zip(said, drawn, strict=True)]
 
 
@@ -78,9 +77,10 @@ def _masks(
     found: list[list[masks.Pixels]] = [[] for _ in said]
     if rows:
         complete = [[*conversations[row], {"role": "assistant", "content": said[row]}] for row in rows]
-        batch = labelled(made.processor, complete)
+        batch = labelled(made.processor, complete, [[size] for size in sizes[rows].tolist()])
         tokens = {name: batch[name].to(pixels.device) for name in ("input_ids", "attention_mask")}
-        logits = made.model(**tokens, pixel_values=pixels[rows], segment=True, logits_to_keep=1).mask_logits.cpu()
+        shown = {"pixel_values": pixels[rows], "image_sizes": sizes[rows]}
+        logits = made.model(**tokens, **shown, segment=True, logits_to_keep=1).mask_logits.cpu()
         owner = [row for row in rows for _ in range(said[row].count(SEG))]
         for row, mask in zip(owner, made.processor.masks(logits, sizes[owner]), strict=True):
             found[row].append(mask)

@@ -92,7 +92,8 @@ def read(folder: Path) -> dict[str, Tensor]:
 def named(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
     """The parameters and buffers of the named modules, or the named parameters themselves. Raises ValueError for a wrong name."""
     state = model.state_dict()
-    if unknown := [name for name in names if not any(f"{key}.".startswith(f"{name}.") for key in state)]:
+    known = {*state, *(name for name, _ in model.named_modules())}
+    if unknown := [name for name in names if name not in known]:
         raise ValueError(f"cannot store {unknown}: the model has {[name for name, _ in model.named_children()]}")
     return {key: value for key, value in state.items() if any(f"{key}.".startswith(f"{name}.") for name in names)}
 

@@ -1,9 +1,13 @@
 """The architecture as numbers: sub-configurations of the towers, the fusion, the special tokens and the experts."""
 
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, CLIPVisionConfig, ConvNextConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from unimed.model.canvas import Grid, choose
 from unimed.model.sam_med2d import SamMed2DConfig
 
 
@@ -11,9 +15,9 @@ from unimed.model.sam_med2d import SamMed2DConfig
 class UniMedConfig(PreTrainedConfig):
     """Everything the model's shapes depend on; towers are transformers' own configurations.
 
-    The image enters once, `image_size` pixels a side. The detail tower sees it as it is; the ViT and the mask encoder see it
-    shrunk. `image_size` is such that the detail tower's last map and the ViT's patches form the same grid (FILA, Wang et al.
-    2024, arXiv:2412.08378: 768 = 336 / 14 * 32).
+    The image enters as a square of `image_size` pixels a side and, with `canvases`, also as tiles of that size. The detail tower
+    sees them as they are; the ViT sees them shrunk, and so does the mask encoder the square. `image_size` is such that the detail
+    tower's last map and the ViT's patches form the same grid (FILA, Wang et al. 2024, arXiv:2412.08378: 768 = 336 / 14 * 32).
     """
 
     model_type = "unimed"
@@ -36,6 +40,18 @@ class UniMedConfig(PreTrainedConfig):
     vision_feature_layer: int = -2
     """Which ViT hidden state feeds the projector; -2 is the last but one, as in LLaVA."""
 
+    fused_stages: Literal["all", "last", "none"] = "all"
+    """Ablation: `all` stages of the detail tower are fused, the `last` alone, or `none`."""
+
+    canvases: list[list[int]] | list[tuple[int, int]] | tuple[()] = ()
+    """Rows and columns of tiles that an image can be laid on beside the square view; without any it is seen as the square alone."""
+
+    tile_detail: Literal["slice", "whole"] = "slice"
+    """Ablation: a tile is fused with its own `slice` of the canvas's detail maps, or with the `whole` of them, pooled to its size."""
+
+    pixel_shuffle: int = 1
+    """Patches per side of the square that becomes one token of the language model."""
+
     image_token_id: int = 0
     region_token_id: int = 1
     seg_token_id: int = 2
@@ -51,6 +67,13 @@ class UniMedConfig(PreTrainedConfig):
     router_level: str = "sequence"
     router_choice: str = "soft"
     tie_word_embeddings: bool = False
+
+    def validate_views(self) -> None:
+        """ValueError for canvases that are no grids of at least two tiles and for a pixel shuffle that does not divide the patches."""
+        if not all(len(grid) == 2 and min(grid) > 0 and max(grid) > 1 for grid in self.canvases):
+            raise ValueError(f"canvases must hold rows and columns of two tiles or more, are {self.canvases}")
+        if self.pixel_shuffle < 1 or self.grid_size % self.pixel_shuffle:
+            raise ValueError(f"pixel_shuffle must divide the {self.grid_size} patches of a side, is {self.pixel_shuffle}")
 
     @property
     def grid_size(self) -> int:
@@ -68,6 +91,10 @@ class UniMedConfig(PreTrainedConfig):
         return self.grid_size * self.detail_stride
 
     @property
-    def tokens_per_image(self) -> int:
-        """Language model positions that one image takes."""
-        return self.grid_size**2
+    def tokens_per_view(self) -> int:
+        """Language model positions that the square view takes, and as many again for each tile."""
+        return (self.grid_size // self.pixel_shuffle) ** 2
+
+    def grids(self, sizes: Iterable[Sequence[int]]) -> list[Grid]:
+        """The grid of tiles for each image, from its height and width in pixels."""
+        return [choose(height, width, self.canvases, self.vision_config.image_size) for height, width in sizes]

@@ -1,11 +1,14 @@
 """From a `<SEG>` in the text to a mask: the token's own rows, a projection of its state, and the SAM-Med2D mask decoder."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unimed.model.configuration import UniMedConfig
 from unimed.model.sam_med2d import SamMed2D
+from unimed.model.views import ends
 from unimed.model.vision import Normalise
 
 
@@ -39,14 +42,13 @@ class Grounding(nn.Module):
 
 
 def image_of_each(
-    tokens: Bool[Tensor, "batch seq"], image_tokens: Bool[Tensor, "batch seq"], tokens_per_image: int
+    tokens: Bool[Tensor, "batch seq"], image_tokens: Bool[Tensor, "batch seq"], tokens_of: Sequence[int]
 ) -> Int[Tensor, " token"]:
-    """For each marked token the number, over the whole batch, of the last image before it in its row.
+    """For each marked token the number, over the whole batch, of the last image before it in its row; `tokens_of` each image.
 
     Raises ValueError for a token with no image before it.
     """
-    seen = image_tokens.cumsum(1) // tokens_per_image
-    if bool((seen[tokens] == 0).any()):
+    if bool((image_tokens.cumsum(1)[tokens] == 0).any()):
         raise ValueError("expected an image before every <SEG>, found a <SEG> in a text without one")
-    before = seen[:, -1].cumsum(0) - seen[:, -1]
-    return (seen - 1 + before.unsqueeze(1))[tokens]
+    so_far = image_tokens.flatten().cumsum(0).view_as(image_tokens)
+    return torch.searchsorted(ends(tokens_of, tokens.device), so_far[tokens])

@@ -1,4 +1,4 @@
-"""An image of any shape inside a square frame: aspect kept, padding centred, and the exact way back."""
+"""An image of any shape inside a frame of squares: aspect kept, padding centred, and the exact way back."""
 
 from dataclasses import dataclass
 
@@ -13,24 +13,31 @@ from unimed.errors import InputError
 
 @dataclass(frozen=True)
 class Letterbox:
-    """Where an image of `height` x `width` pixels lies in a frame of `size` x `size`.
+    """Where an image of `height` x `width` pixels lies in a frame of `grid` squares, rows and columns, of `size` x `size`.
 
-    The longer side fills the frame; the shorter one keeps its share of it, rounded, and never less than a pixel. An odd
-    pixel of padding goes to the bottom or the right. Raises InputError for a side below one pixel.
+    The image grows or shrinks until it fills the frame along one side; the other keeps its share, rounded, and never less than
+    a pixel. An odd pixel of padding goes to the bottom or the right. Raises InputError for a side below one pixel.
     """
 
     height: int
     width: int
     size: int
+    grid: tuple[int, int] = (1, 1)
 
     def __post_init__(self) -> None:
-        if min(self.height, self.width, self.size) < 1:
-            raise InputError(f"a letterbox needs sides of at least one pixel, found {self.height} x {self.width} in {self.size}")
+        if min(self.height, self.width, *self.frame) < 1:
+            found = f"{self.height} x {self.width} in {self.frame[0]} x {self.frame[1]}"
+            raise InputError(f"a letterbox needs sides of at least one pixel, found {found}")
+
+    @property
+    def frame(self) -> tuple[int, int]:
+        """Rows and columns of pixels of the frame."""
+        return self.grid[0] * self.size, self.grid[1] * self.size
 
     @property
     def scale(self) -> float:
         """Frame pixels per image pixel; below 1 the image shrinks."""
-        return self.size / max(self.height, self.width)
+        return min(self.frame[0] / self.height, self.frame[1] / self.width)
 
     @property
     def content_height(self) -> int:
@@ -45,19 +52,19 @@ class Letterbox:
     @property
     def top(self) -> int:
         """Rows of padding above the image."""
-        return (self.size - self.content_height) // 2
+        return (self.frame[0] - self.content_height) // 2
 
     @property
     def left(self) -> int:
         """Columns of padding left of the image."""
-        return (self.size - self.content_width) // 2
+        return (self.frame[1] - self.content_width) // 2
 
     @property
     def content(self) -> tuple[slice, slice]:
         """The rows and columns of the frame that hold the image."""
         return slice(self.top, self.top + self.content_height), slice(self.left, self.left + self.content_width)
 
-    def image(self, image: Image.Image | UInt8[np.ndarray, "..."]) -> UInt8[np.ndarray, "size size 3"]:
+    def image(self, image: Image.Image | UInt8[np.ndarray, "..."]) -> UInt8[np.ndarray, "rows columns 3"]:
         """The image in the frame as RGB, black around it.
 
         Shrinking averages areas, enlarging is bicubic, and an image that needs neither is copied to the byte. Raises
@@ -68,28 +75,28 @@ class Letterbox:
         if self.scale != 1:
             resampling = Image.Resampling.BOX if self.scale < 1 else Image.Resampling.BICUBIC
             picture = picture.resize((self.content_width, self.content_height), resampling)
-        frame = np.zeros((self.size, self.size, 3), np.uint8)
+        frame = np.zeros((*self.frame, 3), np.uint8)
         frame[self.content] = np.asarray(picture)
         return frame
 
-    def mask(self, mask: Bool[np.ndarray, "height width"]) -> Float32[np.ndarray, "size size"]:
+    def mask(self, mask: Bool[np.ndarray, "height width"]) -> Float32[np.ndarray, "rows columns"]:
         """The share of each frame pixel that the mask covers, in [0, 1].
 
         Areas are exact, so one marked pixel of a large image leaves its small share instead of vanishing. Raises
         InputError for a mask of another size than the letterbox was made for.
         """
         self._require(*mask.shape)
-        frame = np.zeros((self.size, self.size), np.float32)
+        frame = np.zeros(self.frame, np.float32)
         frame[self.content] = area_means(area_means(mask, self.content_height).T, self.content_width).T.clip(0, 1)
         return frame
 
-    def unmask(self, logits: Float[Tensor, "mask side side"]) -> Float[Tensor, "mask height width"]:
+    def unmask(self, logits: Float[Tensor, "mask low_rows low_columns"]) -> Float[Tensor, "mask height width"]:
         """Mask logits of the frame, at any resolution, as logits of the image's own pixels, in float32.
 
         The map grows to the frame before the padding is cut off, so that the content window is a whole number of its
         pixels. MedPLIB's evaluation cuts the small map by frame-sized numbers, which shifts masks on all but square images.
         """
-        frame = functional.interpolate(logits.float()[:, None], size=(self.size, self.size), mode="bilinear")
+        frame = functional.interpolate(logits.float()[:, None], size=self.frame, mode="bilinear")
         rows, columns = self.content
         content = frame[:, :, rows, columns]
         return functional.interpolate(content, size=(self.height, self.width), mode="bilinear", antialias=True)[:, 0]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, no_type_check
 
 import numpy as np
@@ -9,13 +10,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from unimed.errors import InputError
+from unimed.model.canvas import Grid, choose, cut, squares
+from unimed.model.configuration import UniMedConfig
 from unimed.model.letterbox import Letterbox
 
 IMAGE, REGION, SEG = "<image>", "<region>", "<SEG>"
 Message = dict[str, Any]
+Size = Sequence[int]
+"""Height and width in pixels."""
 
 
 @dataclass(frozen=True)
@@ -25,21 +31,33 @@ class Picture:
     image: Image.Image
     regions: tuple[Bool[np.ndarray, "height width"], ...] = ()
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.image.height, self.image.width
+
 
 class UniMedProcessor(ProcessorMixin):
     """Turns text with `<image>` and `<region>` placeholders and pictures into model inputs.
 
-    Pictures are fitted into a square of `image_size` pixels with the aspect kept. RGB lies in [0, 1]; every region adds one
-    channel behind the colours, because trainers that know only `pixel_values` must carry regions too.
+    Pictures are fitted into a square of `image_size` pixels with the aspect kept and, where there are `canvases`, also into the one
+    that suits them best, cut into tiles of that size; `tile_size` is a tile's side as the ViT sees it. RGB lies in [0, 1]; every
+    region adds one channel behind the colours, because trainers that know only `pixel_values` must carry regions too.
     """
 
     # Unchecked, because from_pretrained reads the arguments' names from the code object, which a checking wrapper would hide.
     @no_type_check
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, image_size: int, tokens_per_image: int, chat_template: str | None = None, **kwargs: Any
-    ):
+        self, tokenizer: PreTrainedTokenizerBase, image_size: int, tile_size: int, tokens_per_view: int,
+        canvases: Sequence[Grid] = (), chat_template: str | None = None, **kwargs: Any,
+    ):  # fmt: skip
         super().__init__(tokenizer, chat_template=chat_template)
-        self.image_size, self.tokens_per_image = image_size, tokens_per_image
+        self.image_size, self.tile_size, self.tokens_per_view, self.canvases = image_size, tile_size, tokens_per_view, canvases
+
+    @classmethod
+    def of(cls, config: UniMedConfig, tokenizer: PreTrainedTokenizerBase) -> "UniMedProcessor":
+        """The processor that feeds a model of this configuration."""
+        return cls(tokenizer, config.image_size, config.vision_config.image_size, config.tokens_per_view, config.canvases)
 
     def __call__(
         self,
@@ -57,11 +75,12 @@ class UniMedProcessor(ProcessorMixin):
         pictures = [picture(item) for item in _flat(images or ())]
         self._check_counts(texts, pictures)
         kwargs |= {"padding": padding, "return_tensors": return_tensors, "add_special_tokens": False}
-        encoded = self.tokenizer([self.expand(item) for item in texts], **kwargs)
+        sizes = iter([item.size for item in pictures])
+        encoded = self.tokenizer([self.expand(item, list(islice(sizes, item.count(IMAGE)))) for item in texts], **kwargs)
         fields = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
         if pictures:
             fields["pixel_values"] = self.pixels(pictures)
-            fields["image_sizes"] = torch.tensor([[item.image.height, item.image.width] for item in pictures])
+            fields["image_sizes"] = torch.tensor([item.size for item in pictures])
         return BatchFeature(fields)
 
     @property
@@ -77,20 +96,46 @@ class UniMedProcessor(ProcessorMixin):
         if regions != masks:
             raise InputError(f"expected one mask per {REGION}, found {regions} in the text and {masks} masks")
 
-    def expand(self, text: str) -> str:
-        """The text with as many image tokens per image as the model needs."""
-        return text.replace(IMAGE, IMAGE * self.tokens_per_image)
+    def expand(self, text: str, sizes: Sequence[Size]) -> str:
+        """The text with as many image tokens per image as the model needs; `sizes` holds each image's height and width.
 
-    def pixels(self, pictures: Sequence[Picture]) -> Float[Tensor, "image channel size size"]:
-        """Pictures as one tensor: three colour channels, then as many region channels as the picture with most regions has."""
+        Raises InputError when counts differ.
+        """
+        before, *after = text.split(IMAGE)
+        if len(after) != len(sizes):
+            raise InputError(f"expected the size of each {IMAGE}, found {len(after)} in the text and {len(sizes)} sizes")
+        return before + "".join(IMAGE * self.tokens(size) + part for size, part in zip(sizes, after, strict=True))
+
+    def tokens(self, size: Size) -> int:
+        """Image tokens for a picture of a height and width."""
+        return self.tokens_per_view * squares(self._grid(size))
+
+    def _grid(self, size: Size) -> Grid:
+        height, width = size
+        return choose(height, width, self.canvases, self.tile_size)
+
+    def pixels(self, pictures: Sequence[Picture]) -> Float[Tensor, "image *view channel size size"]:
+        """Pictures as one tensor: three colour channels, then as many region channels as the picture with most regions has.
+
+        With canvases each picture has several views, the square and then its tiles, and as many empty ones as another has more.
+        """
         depth = 3 + max(len(item.regions) for item in pictures)
-        pixels = torch.zeros(len(pictures), depth, self.image_size, self.image_size)
-        for row, item in zip(pixels, pictures, strict=True):
-            box = Letterbox(item.image.height, item.image.width, self.image_size)
-            row[:3] = torch.from_numpy(box.image(item.image)).permute(2, 0, 1) / 255
-            for channel, mask in enumerate(item.regions, 3):
-                row[channel] = torch.from_numpy(box.mask(mask))
-        return pixels
+        if not self.canvases:
+            return torch.stack([self._framed(item, depth, (1, 1)) for item in pictures])
+        return pad_sequence([self._views(item, depth) for item in pictures], batch_first=True)
+
+    def _views(self, item: Picture, depth: int) -> Float[Tensor, "view channel size size"]:
+        square, grid = self._framed(item, depth, (1, 1)), self._grid(item.size)
+        return torch.cat([square[None], cut(self._framed(item, depth, grid)[None], grid)])
+
+    def _framed(self, item: Picture, depth: int, grid: Grid) -> Float[Tensor, "channel rows columns"]:
+        """A picture and its regions in a frame of squares."""
+        box = Letterbox(*item.size, self.image_size, grid)
+        frame = torch.zeros(depth, *box.frame)
+        frame[:3] = torch.from_numpy(box.image(item.image)).permute(2, 0, 1) / 255
+        for channel, mask in enumerate(item.regions, 3):
+            frame[channel] = torch.from_numpy(box.mask(mask))
+        return frame
 
     def target(self, mask: Bool[np.ndarray, "height width"]) -> Float[Tensor, "size size"]:
         """A target mask in the model's square frame, as coverage in [0, 1]."""

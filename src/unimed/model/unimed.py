@@ -1,5 +1,6 @@
 """Uni-MedVLM assembled: hybrid encoder, projector, language model with experts, and masks for `<SEG>` tokens."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from unimed.errors import InputError
-from unimed.model import experts, region
+from unimed.model import experts, views
+from unimed.model.canvas import Grid
 from unimed.model.configuration import UniMedConfig
 from unimed.model.grounding import Grounding, image_of_each
 from unimed.model.sam_decoder import FourierPositions
@@ -72,7 +74,7 @@ class UniMedModel(UniMedPreTrainedModel):
     def __init__(self, config: UniMedConfig):
         super().__init__(config)
         self.encoder = HybridEncoder(config)
-        self.projector = Projector(config.vision_config.hidden_size, config.text_config.hidden_size)
+        self.projector = Projector(config.vision_config.hidden_size, config.text_config.hidden_size, config.pixel_shuffle)
         self.language_model = AutoModel.from_config(config.text_config)
         if config.experts:
             experts.install(self.language_model, config)
@@ -92,7 +94,7 @@ class UniMedModel(UniMedPreTrainedModel):
         attention_mask: Int[Tensor, "batch seq_so_far"] | None = None,
         position_ids: Int[Tensor, "batch seq"] | None = None,
         past_key_values: Cache | None = None,
-        pixel_values: Float[Tensor, "image channel size size"] | None = None,
+        pixel_values: Float[Tensor, "image *view channel size size"] | None = None,
         image_sizes: Int[Tensor, "image 2"] | None = None,
         seg_input: Float[Tensor, " width"] | None = None,
         use_cache: bool | None = None,
@@ -101,7 +103,7 @@ class UniMedModel(UniMedPreTrainedModel):
         """Hidden states after the language model's final norm.
 
         `pixel_values` holds RGB in [0, 1] and, in further channels, one region mask each, in the order of their `<region>`
-        tokens; all-zero channels are padding. `image_sizes` is of use to the processor alone.
+        tokens; all-zero channels are padding. With canvases it holds views, and `image_sizes` says which canvas each image has.
         """
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             # As `generate` counts: padding takes no position, so a cache filled here can be continued there.
@@ -110,7 +112,7 @@ class UniMedModel(UniMedPreTrainedModel):
         if seg_input is not None:
             embeds = torch.where((input_ids == self.config.seg_token_id).unsqueeze(-1), seg_input.to(embeds.dtype), embeds)
         if pixel_values is not None:
-            embeds = self._with_images(embeds, input_ids, pixel_values)
+            embeds = self._with_images(embeds, input_ids, views.read(self.config, pixel_values, image_sizes))
         elif bool((input_ids == self.config.image_token_id).any()):
             raise ValueError("expected pixel_values for the image tokens of the text, found none")
         if self.config.experts:
@@ -124,22 +126,21 @@ class UniMedModel(UniMedPreTrainedModel):
             **kwargs,
         )
 
-    def image_features(self, pixels: Float[Tensor, "image 3 size size"]) -> Float[Tensor, "image patch width"]:
-        """One vector per patch in the language model's width."""
-        return self.projector(self.encoder(pixels))
+    def image_features(
+        self,
+        square: Float[Tensor, "image 3 size size"],
+        tiles: Float[Tensor, "image tile 3 size size"] | None = None,
+        grids: Sequence[Grid] = (),
+    ) -> Float[Tensor, "view token width"]:
+        """The vectors of every view in the language model's width, image by image: its square, then its tiles."""
+        return self.projector(self.encoder(square, tiles, grids))
 
     def _with_images(
-        self,
-        embeds: Float[Tensor, "batch seq width"],
-        input_ids: Int[Tensor, "batch seq"],
-        pixel_values: Float[Tensor, "image channel size size"],
+        self, embeds: Float[Tensor, "batch seq width"], input_ids: Int[Tensor, "batch seq"], seen: views.Views
     ) -> Float[Tensor, "batch seq width"]:
         """The embeddings with image and region placeholders filled in, in order of appearance."""
-        features = self.image_features(pixel_values[:, :3].to(self.dtype)).to(embeds.dtype)
-        regions = pixel_values[:, 3:]
-        image, channel = regions.flatten(2).any(-1).nonzero(as_tuple=True)
-        marked = region.pool(features[image], regions[image, channel])
-        for token, vectors in ((self.config.image_token_id, features), (self.config.region_token_id, marked)):
+        features = self.image_features(seen.square.to(self.dtype), seen.tiles.to(self.dtype), seen.grids).to(embeds.dtype)
+        for token, vectors in ((self.config.image_token_id, features), (self.config.region_token_id, seen.regions(features))):
             slots = input_ids == token
             if int(slots.sum()) != vectors.shape[:-1].numel():
                 name = "image" if token == self.config.image_token_id else "region"
@@ -184,7 +185,7 @@ class UniMedForConditionalGeneration(UniMedPreTrainedModel, GenerationMixin):
         self,
         input_ids: Int[Tensor, "batch seq"],
         attention_mask: Int[Tensor, "batch seq_so_far"] | None = None,
-        pixel_values: Float[Tensor, "image channel size size"] | None = None,
+        pixel_values: Float[Tensor, "image *view channel size size"] | None = None,
         image_sizes: Int[Tensor, "image 2"] | None = None,
         labels: Int[Tensor, "batch seq"] | None = None,
         segment: bool = False,
@@ -193,11 +194,10 @@ class UniMedForConditionalGeneration(UniMedPreTrainedModel, GenerationMixin):
     ) -> UniMedOutput:
         """Next-token logits; with `labels` also their mean cross-entropy; with `segment` also mask logits for every `<SEG>`.
 
-        `image_sizes` is named because `generate` refuses what no signature names; it is of use to the processor alone.
+        `image_sizes` is named because `generate` refuses what no signature names.
         """
-        outputs = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values, seg_input=self.grounding.seg_input, **kwargs
-        )
+        images = {"pixel_values": pixel_values, "image_sizes": image_sizes}
+        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, seg_input=self.grounding.seg_input, **images, **kwargs)
         hidden = outputs.last_hidden_state
         kept = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
         loss = None
@@ -207,19 +207,20 @@ class UniMedForConditionalGeneration(UniMedPreTrainedModel, GenerationMixin):
             rows = target != -100
             loss = cross_entropy(self._head(hidden[rows]).float(), target[rows])
             kept = hidden[:, -1:]
-        masks = self._masks(hidden, input_ids, pixel_values) if segment and pixel_values is not None else None
+        seen = views.read(self.config, pixel_values, image_sizes) if segment and pixel_values is not None else None
+        masks = None if seen is None else self._masks(hidden, input_ids, seen)
         return UniMedOutput(loss=loss, logits=self._head(kept), past_key_values=outputs.past_key_values, mask_logits=masks)
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor | None, dict[str, Any]]:
         """Every text `expand_size` times, each copy with all its images; transformers would repeat image by image."""
-        pixels = kwargs.pop("pixel_values", None)
-        if pixels is not None and input_ids is not None:
-            images = (input_ids == self.config.image_token_id).sum(1) // self.config.tokens_per_image
-            pixels = torch.cat([own.repeat(expand_size, 1, 1, 1) for own in pixels.split(images.tolist())])
+        images = {name: kwargs.pop(name) for name in ("pixel_values", "image_sizes") if kwargs.get(name) is not None}
+        if "pixel_values" in images and input_ids is not None:
+            seen = views.read(self.config, images["pixel_values"], images.get("image_sizes"))
+            images = views.copied(images, seen.of_texts(input_ids == self.config.image_token_id), expand_size)
         input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
-        return input_ids, kwargs | ({} if pixels is None else {"pixel_values": pixels})
+        return input_ids, kwargs | images
 
     def _head(self, hidden: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocabulary"]:
         """Logits over the vocabulary, with `<SEG>`'s own row in its place."""
@@ -229,16 +230,12 @@ class UniMedForConditionalGeneration(UniMedPreTrainedModel, GenerationMixin):
         return torch.where(column, seg, logits)
 
     def _masks(
-        self,
-        hidden: Float[Tensor, "batch seq width"],
-        input_ids: Int[Tensor, "batch seq"],
-        pixel_values: Float[Tensor, "image channel size size"],
+        self, hidden: Float[Tensor, "batch seq width"], input_ids: Int[Tensor, "batch seq"], seen: views.Views
     ) -> Float[Tensor, "mask low low"]:
-        """Mask logits for every `<SEG>` of the batch, row by row, each on the last image before it."""
+        """Mask logits for every `<SEG>` of the batch, row by row, each on the square view of the last image before it."""
         tokens = input_ids == self.config.seg_token_id
-        image = image_of_each(tokens, input_ids == self.config.image_token_id, self.config.tokens_per_image)
-        size = self.config.mask_config.image_size
-        colours = pixel_values[:, :3].to(self.dtype)
+        image = image_of_each(tokens, input_ids == self.config.image_token_id, seen.tokens)
+        size, colours = self.config.mask_config.image_size, seen.square.to(self.dtype)
         shown = adaptive_avg_pool2d(colours, size) if colours.shape[-1] >= size else interpolate(colours, size)
         return self.grounding(shown, hidden[tokens], image)
 

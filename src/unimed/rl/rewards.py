@@ -87,7 +87,7 @@ def overlaps(
     processor: UniMedProcessor,
     prompts: Sequence[list[Message]],
     completions: Sequence[Sequence[int]],
-    targets: Sequence[Sequence[Bool[np.ndarray, "height width"]]],
+    targets: Sequence[Sequence[Bool[np.ndarray, "_height _width"]]],
 ) -> list[list[float]]:
     """For each completion the Dice of its first mask with the first target, of its second with the second, and so on, in [0, 1].
 
@@ -98,7 +98,8 @@ def overlaps(
         return []
     encoded = processor.apply_chat_template(list(prompts), tokenize=True, return_dict=True, add_generation_prompt=True)
     texts = [[*prompt, *completion] for prompt, completion in zip(encoded["input_ids"], completions, strict=True)]
-    batch = processor.tokenizer.pad({"input_ids": texts}, return_tensors="pt") | {"pixel_values": encoded["pixel_values"]}
+    images = {name: encoded[name] for name in ("pixel_values", "image_sizes")}
+    batch = processor.tokenizer.pad({"input_ids": texts}, return_tensors="pt") | images
     low = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}, segment=True).mask_logits
     masks = interpolate(low.unsqueeze(1), processor.image_size, mode="bilinear", align_corners=False).squeeze(1)
     found = []

@@ -24,7 +24,8 @@ def rollout(processor: UniMedProcessor) -> Rollout:
     def answer(prompts: list[list[Message]], trainer: GRPOTrainer) -> dict[str, Any]:
         model, siblings = trainer.accelerator.unwrap_model(trainer.model_wrapped), trainer.num_generations
         read = processor.apply_chat_template(prompts[::siblings], tokenize=True, return_dict=True, add_generation_prompt=True)
-        inputs = processor.tokenizer.pad({"input_ids": read["input_ids"]}, return_tensors="pt") | {"pixel_values": read["pixel_values"]}
+        images = {name: read[name] for name in ("pixel_values", "image_sizes")}
+        inputs = processor.tokenizer.pad({"input_ids": read["input_ids"]}, return_tensors="pt") | images
         new = sample(model, {name: tensor.to(model.device) for name, tensor in inputs.items()}, siblings, trainer.generation_config)
         return {
             "prompt_ids": [ids for ids in read["input_ids"] for _ in range(siblings)],
@@ -94,25 +95,28 @@ class SharedPrompts(nn.Module):
         self,
         input_ids: Int[Tensor, "answer seq"],
         attention_mask: Int[Tensor, "answer seq"],
-        pixel_values: Float[Tensor, "answer channel size size"],
+        pixel_values: Float[Tensor, "answer *view channel size size"],
+        image_sizes: Int[Tensor, "answer 2"] | None = None,
         **_: Any,
     ) -> BaseModelOutputWithPast:
         prompt, answer = input_ids[:, : self.length], input_ids[:, self.length :]
-        first, copy_of = first_alike(prompt, pixel_values).unique(return_inverse=True)
+        images = {"pixel_values": pixel_values} | ({} if image_sizes is None else {"image_sizes": image_sizes})
+        # With their sizes, because black pixels are alike and may still lie on other canvases.
+        asked = prompt if image_sizes is None else torch.cat([prompt, image_sizes], 1)
+        first, copy_of = first_alike(asked, pixel_values).unique(return_inverse=True)
         cache = DynamicCache(config=self.backbone.config.text_config)
         mask = attention_mask[first, : self.length]
-        read = self.backbone(
-            input_ids=prompt[first], attention_mask=mask, pixel_values=pixel_values[first], past_key_values=cache, use_cache=True
-        )
+        images = {name: tensor[first] for name, tensor in images.items()}
+        read = self.backbone(input_ids=prompt[first], attention_mask=mask, **images, past_key_values=cache, use_cache=True)
         _take(cache, copy_of)
         said = self.backbone(input_ids=answer, attention_mask=attention_mask, past_key_values=cache, use_cache=True)
         return BaseModelOutputWithPast(last_hidden_state=torch.cat([read.last_hidden_state[copy_of], said.last_hidden_state], 1))
 
 
-def first_alike(prompts: Int[Tensor, "row seq"], pixels: Float[Tensor, "row channel size size"]) -> Int[Tensor, " row"]:
+def first_alike(prompts: Int[Tensor, "row seq"], pixels: Float[Tensor, "row *view channel size size"]) -> Int[Tensor, " row"]:
     """For every row the number of the first with the same prompt and the same pixels."""
     number = torch.arange(len(prompts), device=prompts.device)
-    marks = torch.cat([prompts, adaptive_avg_pool2d(pixels, 4).flatten(1)], 1)
+    marks = torch.cat([prompts, adaptive_avg_pool2d(pixels.flatten(1, -3), 4).flatten(1)], 1)
     _, group = marks.unique(dim=0, return_inverse=True)
     first = torch.full_like(number, len(prompts)).scatter_reduce(0, group, number, "amin")[group]
     same = (prompts == prompts[first]).all(1) & (pixels == pixels[first]).flatten(1).all(1)

@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unimed.data.samples import Sample
 from unimed.errors import InputError
-from unimed.model.processor import Message, Picture, UniMedProcessor
+from unimed.model.processor import IMAGE, Message, Picture, Size, UniMedProcessor
 
 IGNORED = -100
 Batch = dict[str, Tensor]
@@ -48,24 +48,28 @@ def rendered(processor: UniMedProcessor, conversation: Sequence[Message]) -> tup
     return afters[-1], [(len(before), len(after)) for before, after in spans]
 
 
-def labelled(processor: UniMedProcessor, conversations: Sequence[Sequence[Message]]) -> Batch:
+def labelled(processor: UniMedProcessor, conversations: Sequence[Sequence[Message]], sizes: Sequence[Sequence[Size]]) -> Batch:
     """`input_ids`, `attention_mask` and `labels`: the ids again where a token lies within an answer, IGNORED elsewhere.
 
-    Raises InputError for a template after which the first token of an answer would hold more than the answer.
+    `sizes` holds height and width of each conversation's images. Raises InputError for a template after which the first token of
+    an answer would hold more than the answer.
     """
     found = [rendered(processor, conversation) for conversation in conversations]
-    expanded = [processor.expand(text) for text, _ in found]
+    expanded = [processor.expand(text, own) for (text, _), own in zip(found, sizes, strict=True)]
     encoded = processor.tokenizer(expanded, padding=True, return_offsets_mapping=True, add_special_tokens=False)
     # Through numpy, because the tokenizer's own way to tensors takes every pair of offsets apart in Python.
     ids, mask, offsets = (np.array(encoded[name], dtype=np.int64) for name in ("input_ids", "attention_mask", "offset_mapping"))
-    answer = [_answered(processor, text, spans, row) for (text, spans), row in zip(found, offsets, strict=True)]
+    answer = [_answered(processor, *said, own, row) for said, own, row in zip(found, sizes, offsets, strict=True)]
     labels = np.where(np.stack(answer) & mask.astype(bool), ids, IGNORED)
     return {name: torch.from_numpy(made) for name, made in (("input_ids", ids), ("attention_mask", mask), ("labels", labels))}
 
 
-def _answered(processor: UniMedProcessor, text: str, spans: Spans, offsets: Int[np.ndarray, "seq 2"]) -> Bool[np.ndarray, " seq"]:
+def _answered(
+    processor: UniMedProcessor, text: str, spans: Spans, sizes: Sequence[Size], offsets: Int[np.ndarray, "seq 2"]
+) -> Bool[np.ndarray, " seq"]:
     """Which tokens lie within an answer, from their places in the text after its images were expanded."""
-    shifts = [len(processor.expand(text[:start])) - start for start, _ in spans]
+    befores = [text[:start] for start, _ in spans]
+    shifts = [len(processor.expand(before, sizes[: before.count(IMAGE)])) - len(before) for before in befores]
     starts, ends = np.hsplit(np.reshape(spans, (-1, 2)) + np.reshape(shifts, (-1, 1)), 2)
     first, last = offsets.T
     if ((first < starts) & (last > starts)).any():
@@ -84,14 +88,15 @@ class Collator:
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """One batch; its image rows are in the samples' order."""
-        batch = labelled(self.processor, [self.text(sample) for sample in samples])
-        batch["pixel_values"] = self.processor.pixels([picture(sample) for sample in samples])
+        pictures = [picture(sample) for sample in samples]
+        batch = labelled(self.processor, [self.text(sample) for sample in samples], [[item.size] for item in pictures])
+        batch |= {"pixel_values": self.processor.pixels(pictures), "image_sizes": torch.tensor([item.size for item in pictures])}
         targets = [self.processor.target(mask) for sample in samples for turn in sample.turns for mask in turn.targets]
         return batch | ({"masks": torch.stack(targets)} if targets else {})
 
 
 def blanked(batch: Batch) -> Batch:
     """The batch with its images black and its regions kept."""
-    pixels: Int[Tensor, "image channel size size"] = batch["pixel_values"].clone()
-    pixels[:, :3] = 0
+    pixels: Float[Tensor, "image *view channel size size"] = batch["pixel_values"].clone()
+    pixels[..., :3, :, :] = 0
     return batch | {"pixel_values": pixels}

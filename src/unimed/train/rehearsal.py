@@ -3,14 +3,16 @@
 from typing import Any
 
 import numpy as np
-from transformers import CLIPVisionConfig, ConvNextConfig, LlamaConfig, PreTrainedTokenizerBase, set_seed
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, CLIPVisionConfig, ConvNextConfig, PreTrainedTokenizerBase, set_seed
 
 from unimed.config import Foundation, Vlm
 from unimed.data import phantom_text, phantoms
+from unimed.errors import InputError
 from unimed.model import tokenizer as tokenizers
 from unimed.model.assemble import Assembled
 from unimed.model.configuration import UniMedConfig
-from unimed.model.processor import IMAGE, REGION, SEG, UniMedProcessor
+from unimed.model.processor import REGION, UniMedProcessor
 from unimed.model.sam_med2d import SamMed2DConfig
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.train import rehearsal_language, rehearsal_vision
@@ -24,26 +26,29 @@ def build(vlm: Vlm, settings: Foundation, seed: int) -> Assembled:
     set_seed(seed)
     tokenizer = tokenizers.build(_texts(seed), settings.vocabulary)
     config = configuration(vlm, tokenizer)
-    processor = UniMedProcessor(tokenizer, image_size=config.image_size, tokens_per_image=config.tokens_per_image)
+    processor = UniMedProcessor.of(config, tokenizer)
     return Assembled(UniMedForConditionalGeneration(config), processor)
 
 
 def configuration(vlm: Vlm, tokenizer: PreTrainedTokenizerBase) -> UniMedConfig:
-    """The architecture of params.yaml with the special tokens of a tokenizer."""
-    words = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    return UniMedConfig(
-        vision_config=CLIPVisionConfig(**vlm.vision),
-        detail_config=ConvNextConfig(**vlm.detail),
-        text_config=LlamaConfig(**vlm.text, **words, bos_token_id=None, tie_word_embeddings=False),
-        mask_config=SamMed2DConfig(**vlm.mask),
-        fusion_blocks=vlm.fusion_blocks,
-        fusion_hidden_size=vlm.fusion_hidden_size,
-        vision_feature_layer=vlm.vision_feature_layer,
-        image_token_id=tokenizers.special_id(tokenizer, IMAGE),
-        region_token_id=tokenizers.special_id(tokenizer, REGION),
-        seg_token_id=tokenizers.special_id(tokenizer, SEG),
-        answer_opening=tokenizers.answer_opening(tokenizer),
-    )
+    """The architecture of params.yaml with the special tokens of a tokenizer.
+
+    Raises InputError for numbers that do not fit together.
+    """
+    tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    words = {"vocab_size": len(tokenizer), "tie_word_embeddings": False, **tokens}
+    own = ("fusion_blocks", "fusion_hidden_size", "fused_stages", "vision_feature_layer", "canvases", "tile_detail", "pixel_shuffle")
+    try:
+        return UniMedConfig(
+            vision_config=CLIPVisionConfig(**vlm.vision),
+            detail_config=ConvNextConfig(**vlm.detail),
+            text_config=AutoConfig.for_model(**{"model_type": "llama"} | vlm.text | words),
+            mask_config=SamMed2DConfig(**vlm.mask),
+            **{name: getattr(vlm, name) for name in own},
+            **tokenizers.known(tokenizer),
+        )
+    except StrictDataclassError as error:
+        raise InputError(f"params.yaml: vlm: {error.__cause__ or error}") from error
 
 
 def teach(made: Assembled, settings: Foundation, seed: int) -> dict[str, list[float]]:

@@ -6,22 +6,27 @@ about phantoms of its own and requests to copy words between tags; no multiple c
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import adaptive_avg_pool2d, cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 
 from unimed.config import Foundation
 from unimed.data import phantom_text
 from unimed.data.phantoms import CLASSES, LESION, Scene
+from unimed.model.canvas import NO_TILES, cut
+from unimed.model.configuration import UniMedConfig
+from unimed.model.letterbox import Letterbox
 from unimed.model.processor import REGION, UniMedProcessor
 from unimed.model.region import pool
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.train.batch import IGNORED, labelled
 from unimed.train.optimise import minimise
-from unimed.train.rehearsal_vision import Phantoms
+from unimed.train.rehearsal_vision import Phantoms, framed, with_calcified
 
 Turn = tuple[str, str, int | None]
 """Question, answer, and the number of the class whose region the question marks."""
@@ -72,13 +77,14 @@ class Reader:
         self.turns = corpus(shown.scenes, seed)
         self.rng = np.random.default_rng([seed, 3])
         self.words = [f" {word}" for word in WORDS]
-        self.facts = _facts(shown, model.config.grid_size)
+        self.sizes = [scene.image.shape for scene in shown.scenes]
+        self.truth = truth(shown, model.config)
 
     def loss(self, step: int) -> Float[Tensor, ""]:
         """Next-word loss on the answers of one batch."""
         picked = self.rng.integers(len(self.turns), size=self.settings.language.batch_size)
         chosen = [self._conversation(self.turns[number]) for number in picked]
-        batch = labelled(self.processor, [said for said, _ in chosen])
+        batch = labelled(self.processor, [said for said, _ in chosen], [[self.sizes[number]] for number in picked])
         ids, labels, mask = batch["input_ids"], batch["labels"], batch["attention_mask"]
         embeds = self._embeds(ids, torch.from_numpy(picked), [regions for _, regions in chosen])
         hidden = self.model.model.language_model(inputs_embeds=embeds, attention_mask=mask).last_hidden_state[:, :-1]
@@ -95,28 +101,59 @@ class Reader:
         """Embeddings with the image and region positions filled with what is true there, slightly blurred."""
         table = self.model.model.get_input_embeddings()
         words = torch.stack([table(torch.tensor(self.processor.tokenizer(word)["input_ids"])).sum(0) for word in self.words])
-        slots = self.facts[scenes] @ words
+        slots = self.truth.facts[scenes] @ words
         slots = slots + 0.1 * words.detach().std() * torch.randn_like(slots)
         row = torch.tensor([i for i, labels in enumerate(regions) for _ in labels], dtype=torch.long)
         label = torch.tensor([name for labels in regions for name in labels], dtype=torch.long)
-        marked = pool(slots[row], self.shown.masks[scenes[row], label].float())
+        cover = self.truth.cover[scenes[row], label]
+        marked = pool(slots[row, -cover.shape[1:].numel() :], cover)
         config = self.model.config
-        embeds = table(ids).masked_scatter((ids == config.image_token_id).unsqueeze(-1), slots)
+        embeds = table(ids).masked_scatter((ids == config.image_token_id).unsqueeze(-1), slots[self.truth.real[scenes]])
         return embeds.masked_scatter((ids == config.region_token_id).unsqueeze(-1), marked)
 
 
-def _facts(shown: Phantoms, side: int) -> Float[Tensor, "scene cell word"]:
+@dataclass(frozen=True)
+class Truth:
+    """What is true at the image tokens of scenes, view by view; behind a scene's own tokens, where others have more, nothing is.
+
+    `cover` is the share of each token that a class covers, on the views whose tokens a region is the mean of.
+    """
+
+    facts: Float[Tensor, "scene token word"]
+    real: Bool[Tensor, "scene token"]
+    cover: Float[Tensor, "scene class view side side"]
+
+
+def truth(shown: Phantoms, config: UniMedConfig) -> Truth:
+    """The scenes' truth on the square and, with canvases, on the tiles."""
+    side = config.grid_size // config.pixel_shuffle
+    square = shown.cells(torch.arange(len(shown.scenes)), side)
+    facts = list(_facts(square, shown.scenes).unsqueeze(1))
+    cover = list(square[:, :-1].unsqueeze(1))
+    for number, (scene, grid) in enumerate(zip(shown.scenes, config.grids(scene.image.shape for scene in shown.scenes), strict=True)):
+        if grid != NO_TILES:
+            height, width = scene.image.shape
+            masks = framed(scene, Letterbox(height, width, config.image_size, grid)).float()
+            cells = with_calcified(adaptive_avg_pool2d(masks[None], (grid[0] * side, grid[1] * side)), [scene])
+            facts[number] = torch.cat([facts[number], cut(_facts(cells, [scene]), grid)])
+            cover[number] = cut(cells[:, :-1], grid)
+    tokens = [views.flatten(2).transpose(1, 2).flatten(0, 1) for views in facts]
+    real = pad_sequence([torch.ones(len(own), dtype=torch.bool) for own in tokens], batch_first=True)
+    return Truth(pad_sequence(tokens, batch_first=True), real, pad_sequence(cover, batch_first=True).transpose(1, 2))
+
+
+def _facts(cells: Float[Tensor, "scene label rows columns"], scenes: Sequence[Scene]) -> Float[Tensor, "scene word rows columns"]:
     """Which words are true of every grid cell: classes, sides, qualities of nodules; the modality where there is nothing else."""
-    cells = shown.cells(torch.arange(len(shown.scenes)), side)
     classes = (cells[:, :-1] > 0.2).float()
     anything = classes.amax(1, keepdim=True)
-    left = (torch.arange(side) < side / 2).float().expand_as(anything)
+    columns = cells.shape[-1]
+    left = (torch.arange(columns) < columns / 2).float().expand_as(anything)
     nodule = classes[:, CLASSES.index(LESION)].unsqueeze(1)
-    calcified = torch.tensor([float(scene.calcified) for scene in shown.scenes]).view(-1, 1, 1, 1)
-    modality = torch.tensor([[float(scene.modality == name) for name in phantom_text.MODALITIES.values()] for scene in shown.scenes])
+    calcified = torch.tensor([float(scene.calcified) for scene in scenes]).view(-1, 1, 1, 1)
+    modality = torch.tensor([[float(scene.modality == name) for name in phantom_text.MODALITIES.values()] for scene in scenes])
     parts = [classes, anything * left, anything * (1 - left), nodule * calcified, nodule * (1 - calcified)]
     parts.append(modality[:, :, None, None] * (1 - anything))
-    return torch.cat(parts, 1).flatten(2).transpose(1, 2)
+    return torch.cat(parts, 1)
 
 
 def train_language(

@@ -4,11 +4,12 @@ ViT and detail tower learn to name what lies in each cell of their grid, the ViT
 SAM-Med2D, to segment what a box or a point marks. None of them ever sees a question, an answer or a class name.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy_with_logits, cross_entropy
 
@@ -30,13 +31,11 @@ class Phantoms:
 
     scenes: list[Scene]
     images: Float[Tensor, "scene 3 size size"]
-    masks: Float[Tensor, "scene class size size"]
+    masks: Bool[Tensor, "scene class size size"]
 
     def cells(self, index: Tensor, side: int) -> Float[Tensor, "scene label side side"]:
         """Share of each grid cell that every class covers, and after the classes the share that is calcified."""
-        cover = adaptive_avg_pool2d(self.masks[index].float(), side)
-        calcified = torch.tensor([self.scenes[i].calcified for i in index.tolist()])[:, None, None]
-        return torch.cat([cover, (cover[:, CLASSES.index(LESION)] * calcified).unsqueeze(1)], 1)
+        return with_calcified(adaptive_avg_pool2d(self.masks[index].float(), side), [self.scenes[i] for i in index.tolist()])
 
 
 def show(settings: Foundation, size: int, seed: int) -> Phantoms:
@@ -48,10 +47,23 @@ def show(settings: Foundation, size: int, seed: int) -> Phantoms:
         height, width = scene.image.shape
         box = Letterbox(height, width, size)
         images[row] = torch.from_numpy(box.image(np.repeat(scene.image[..., None], 3, 2))).permute(2, 0, 1) / 255
-        for number, name in enumerate(CLASSES):
-            for structure in scene.named(name):
-                masks[row, number] |= torch.from_numpy(box.mask(structure.mask)) >= 0.5
+        masks[row] = framed(scene, box)
     return Phantoms(scenes, images, masks)
+
+
+def framed(scene: Scene, box: Letterbox) -> Bool[Tensor, "class rows columns"]:
+    """Where in a frame the structures of each class lie."""
+    masks = torch.zeros(len(CLASSES), *box.frame, dtype=torch.bool)
+    for number, name in enumerate(CLASSES):
+        for structure in scene.named(name):
+            masks[number] |= torch.from_numpy(box.mask(structure.mask)) >= 0.5
+    return masks
+
+
+def with_calcified(cover: Float[Tensor, "scene class rows columns"], scenes: Sequence[Scene]) -> Float[Tensor, "scene label rows columns"]:
+    """The share of every cell that each class covers and, as one more, the share that is calcified."""
+    calcified = torch.tensor([scene.calcified for scene in scenes])[:, None, None]
+    return torch.cat([cover, (cover[:, CLASSES.index(LESION)] * calcified).unsqueeze(1)], 1)
 
 
 def train_encoder(encoder: HybridEncoder, shown: Phantoms, settings: Foundation, seed: int) -> list[float]:
