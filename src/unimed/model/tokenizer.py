@@ -33,6 +33,21 @@ def build(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
+def adopt(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A language model's own tokenizer with our placeholders and, where it has none, a token to pad with; its chat template stays.
+
+    Raises InputError for one without a chat template: what the model was taught cannot be guessed.
+    """
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"{tokenizer.name_or_path}: expected a tokenizer with a chat template, found none; add a chat_template.jinja to it"
+        )
+    tokenizer.add_tokens([IMAGE, REGION, SEG], special_tokens=True)
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": PAD})
+    return tokenizer
+
+
 def special_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     """The id of a token that must be one token; InputError when the tokenizer splits it."""
     ids = tokenizer(token, add_special_tokens=False)["input_ids"]

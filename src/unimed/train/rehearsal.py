@@ -5,21 +5,23 @@ from typing import Any
 import numpy as np
 from transformers import CLIPVisionConfig, ConvNextConfig, LlamaConfig, PreTrainedTokenizerBase, set_seed
 
-from unimed.config import Foundation, Vlm
+from unimed.config import Vlm
 from unimed.data import phantom_text, phantoms
+from unimed.errors import InputError
+from unimed.model import foundations
 from unimed.model import tokenizer as tokenizers
 from unimed.model.assemble import Assembled
 from unimed.model.configuration import UniMedConfig
-from unimed.model.processor import IMAGE, REGION, SEG, UniMedProcessor
-from unimed.model.sam_med2d import SamMed2DConfig
+from unimed.model.processor import REGION, UniMedProcessor
 from unimed.model.unimed import UniMedForConditionalGeneration
+from unimed.origins import StandIn
 from unimed.train import rehearsal_language, rehearsal_vision
 
 WORDS = "Please segment the and in this image. There is no. Reason in then answer <think></think> <answer></answer> A) B) C) D)\n"
 """Words of later stages' prompts, so that the tokenizer has them whole; of these the language model is shown the tags alone."""
 
 
-def build(vlm: Vlm, settings: Foundation, seed: int) -> Assembled:
+def build(vlm: Vlm, settings: StandIn, seed: int) -> Assembled:
     """A fresh model of the configured shape with a tokenizer made from the phantoms' words."""
     set_seed(seed)
     tokenizer = tokenizers.build(_texts(seed), settings.vocabulary)
@@ -29,24 +31,15 @@ def build(vlm: Vlm, settings: Foundation, seed: int) -> Assembled:
 
 
 def configuration(vlm: Vlm, tokenizer: PreTrainedTokenizerBase) -> UniMedConfig:
-    """The architecture of params.yaml with the special tokens of a tokenizer."""
+    """The architecture of params.yaml, its towers included, with the special tokens of a tokenizer."""
     words = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    return UniMedConfig(
-        vision_config=CLIPVisionConfig(**vlm.vision),
-        detail_config=ConvNextConfig(**vlm.detail),
-        text_config=LlamaConfig(**vlm.text, **words, bos_token_id=None, tie_word_embeddings=False),
-        mask_config=SamMed2DConfig(**vlm.mask),
-        fusion_blocks=vlm.fusion_blocks,
-        fusion_hidden_size=vlm.fusion_hidden_size,
-        vision_feature_layer=vlm.vision_feature_layer,
-        image_token_id=tokenizers.special_id(tokenizer, IMAGE),
-        region_token_id=tokenizers.special_id(tokenizer, REGION),
-        seg_token_id=tokenizers.special_id(tokenizer, SEG),
-        answer_opening=tokenizers.answer_opening(tokenizer),
-    )
+    if vlm.vision is None or vlm.detail is None or vlm.text is None:
+        raise InputError("params.yaml: vlm must hold vision, detail and text where foundation names no checkpoints, lacks one of them")
+    text = LlamaConfig(**vlm.text, **words, bos_token_id=None, tie_word_embeddings=False)
+    return foundations.configuration(vlm, tokenizer, CLIPVisionConfig(**vlm.vision), ConvNextConfig(**vlm.detail), text)
 
 
-def teach(made: Assembled, settings: Foundation, seed: int) -> dict[str, list[float]]:
+def teach(made: Assembled, settings: StandIn, seed: int) -> dict[str, list[float]]:
     """Show every frozen part what its stand-in needs; returns the losses of each."""
     model = made.model
     shown = rehearsal_vision.show(settings, model.config.image_size, seed)
