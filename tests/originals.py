@@ -30,8 +30,10 @@ WORDS = 290
 LANGUAGE = {"vocab_size": WORDS, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
             "num_key_value_heads": 2, "max_position_embeddings": 512}  # fmt: skip
 VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
-MASK = {"image_size": 32, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "window_size": 5,
-        "global_attention_indexes": [1], "output_channels": 16, "decoder_heads": 2, "decoder_mlp_dim": 32, "iou_hidden_dim": 16}  # fmt: skip
+MASK = {
+    "image_size": 32, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "window_size": 5,
+    "global_attention_indexes": [1], "output_channels": 16, "decoder_heads": 2, "decoder_mlp_dim": 32, "iou_hidden_dim": 16,
+}  # fmt: skip
 VLM = Vlm.model_validate({"mask": MASK, "fusion_blocks": [1, 2], "fusion_hidden_size": 24, "vision_feature_layer": -2})
 
 

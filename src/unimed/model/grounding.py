@@ -36,7 +36,7 @@ class Grounding(nn.Module):
         # The language model, the projection and the mask model may each have come in a type of their own.
         kind = self.sam.prompt_encoder.no_mask_embed.weight.dtype
         features = self.sam.encode(self.normalise(images[used].to(kind)))
-        sparse = self.text_hidden_fcs(states.to(self.text_hidden_fcs[0].weight.dtype)).unsqueeze(1)
+        sparse = self.text_hidden_fcs(states.to(next(self.text_hidden_fcs.parameters()).dtype)).unsqueeze(1)
         return self.sam.decode(features[row], sparse.to(kind))[0]
 
 
