@@ -1,6 +1,7 @@
 """The foundation: every frozen part of the model, pinned by hash.
 
-As shipped it is a stand-in: small towers built here and briefly shown phantoms of their own, in place of internet pre-training.
+From checkpoints that params.yaml names; or, as shipped, a stand-in: small towers built here and briefly shown phantoms of their own, in
+place of internet pre-training.
 """
 
 import json

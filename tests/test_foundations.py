@@ -213,7 +213,7 @@ def test_a_language_model_without_a_template_is_refused(places, tmp_path):
     changed = broken(places, tmp_path, "language_model", lambda t: None)
     originals.tokenizer(template=None).save_pretrained(changed["language_model"])
     (changed["language_model"] / "chat_template.jinja").unlink(missing_ok=True)
-    with pytest.raises(InputError, match="expected a tokenizer with a chat template, found none; add a chat_template.jinja"):
+    with pytest.raises(InputError, match="expected a .*chat template, found none"):
         foundations.write(tmp_path / "foundation", originals.VLM, changed)
 
 

@@ -51,7 +51,7 @@ def test_a_foundation_is_a_stand_in_or_names_checkpoints():
     assert isinstance(params.parse("foundation", Foundation, SHIPPED), StandIn)
     own = params.parse("foundation", Foundation, FULL)
     assert isinstance(own, OwnFoundation)
-    assert str(own.checkpoints.mask.path) == "raw/foundation/sam-med2d_b.pth"
+    assert str(own.checkpoints.mask.path) == "data/foundation/sam-med2d_b.pth"
     both = {"foundation": FULL["foundation"] | {"cases": 3}}
     with pytest.raises(InputError, match=r"^params.yaml: foundation.cases is not a known key$"):
         params.parse("foundation", Foundation, both)
