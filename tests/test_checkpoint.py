@@ -76,9 +76,12 @@ def test_a_folder_without_weights_says_what_was_looked_for(tmp_path):
         checkpoint.read(tmp_path)
 
 
-def test_an_index_must_tell_the_truth(tmp_path):
-    originals.shards(tmp_path, TENSORS, pickled=False)
-    index = tmp_path / "model.safetensors.index.json"
+def test_an_index_must_tell_the_truth_and_stay_in_its_folder(tmp_path):
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    originals.shards(folder, TENSORS, pickled=False)
+    save_file({"a.weight": torch.zeros(2, 3)}, tmp_path / "secret.safetensors")
+    index = folder / "model.safetensors.index.json"
     listed = json.loads(index.read_text())["weight_map"]
     for change, sentence in (
         ({"a.weight": listed["b.weight"]}, r"found 1 elsewhere or missing \(a.weight\)"),
@@ -88,10 +91,10 @@ def test_an_index_must_tell_the_truth(tmp_path):
     ):
         index.write_text(json.dumps({"weight_map": listed | change}))
         with pytest.raises(InputError, match=sentence):
-            checkpoint.read(tmp_path)
+            checkpoint.read(folder)
     index.write_text("[]")
     with pytest.raises(InputError, match="expected a weight_map"):
-        checkpoint.read(tmp_path)
+        checkpoint.read(folder)
 
 
 def test_all_differences_are_counted_and_the_first_three_of_a_kind_named(tmp_path):

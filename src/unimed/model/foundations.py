@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -91,18 +92,34 @@ def part(place: Path, rules: Rules, expected: nn.Module, optional: tuple[str, ..
 
 def language_config(folder: Path) -> PreTrainedConfig:
     """The configuration of a language model's folder; LLaVA-1.5's and MedPLIB's are Llama's with more in it."""
-    given = _json(folder / "config.json")
+    given = settings(folder)
     if "mm_hidden_size" not in given:
-        return AutoConfig.from_pretrained(folder)
+        try:
+            return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        except ValueError as error:
+            raise InputError(
+                f"{folder / 'config.json'}: expected a model_type that transformers knows, found {given.get('model_type')}"
+            ) from error
     known = {*LlamaConfig().to_dict(), "rope_theta", "rope_scaling"} - {"model_type", "architectures"}
     return LlamaConfig(**{key: value for key, value in given.items() if key in known})
 
 
-def _json(file: Path) -> dict:
+def settings(folder: Path) -> dict[str, Any]:
+    """The config.json of a checkpoint's folder. Raises InputError when there is none or it is no JSON."""
     try:
-        return json.loads(file.read_text())
+        return json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{file}: expected the configuration of a checkpoint, found {type(error).__name__}") from error
+        raise InputError(f"{folder / 'config.json'}: expected the configuration of a checkpoint, found {type(error).__name__}") from error
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The language model's own tokenizer, padding on the left."""
+    try:
+        # Said here and not set later, because only what a tokenizer is made with is stored with it.
+        found: Any = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"{folder}: expected a tokenizer.json with its settings, found {str(error).splitlines()[0]}") from error
+    return found
 
 
 def configuration(
@@ -127,13 +144,14 @@ def configuration(
 def write(folder: Path, vlm: Vlm, places: Mapping[str, Path], **facts: object) -> None:
     """Store a foundation from checkpoints and seal it; `places` are those of language_model, vision, detail and mask."""
     text = language_config(places["language_model"])
-    # Said here and not set later, because only what a tokenizer is made with is stored with it.
-    tokenizer = AutoTokenizer.from_pretrained(places["language_model"], padding_side="left")
+    tokenizer = _tokenizer(places["language_model"])
     known = set(tokenizer.get_vocab().values())
     tokenizer = tokenizers.adopt(tokenizer)
     with torch.device("meta"):
         language = AutoModelForCausalLM.from_config(text)
         sam = SamMed2D(SamMed2DConfig(**vlm.mask))
+    if EMBEDDING not in language.state_dict():
+        raise InputError(f"{places['language_model']}: expected a language model built like Llama's, found a {text.model_type}")
     tied = bool(text.tie_word_embeddings)
     rules = ((HEAD, None), *LANGUAGE) if tied else LANGUAGE
     parts = {
@@ -160,7 +178,7 @@ def _tower(
     folder: Path, name: str, place: Path, rules: Rules, model: type[CLIPVisionModel | ConvNextModel], config: type[PreTrainedConfig]
 ) -> Part:
     """A tower's checkpoint, stored in the foundation in Hugging Face's form and in its own type."""
-    _json(place / "config.json")
+    settings(place)
     shape = config.from_pretrained(place)
     with torch.device("meta"):
         tower = model(shape)
