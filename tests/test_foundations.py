@@ -129,6 +129,7 @@ def test_a_tied_output_layer_becomes_one_of_its_own(tmp_path):
     table, head = model.get_input_embeddings().weight, model.lm_head.weight
     assert torch.equal(table, head)
     assert table.data_ptr() != head.data_ptr()
+    assert model.config.get_text_config().tie_word_embeddings is False
     model.grounding.seg_output.data += 1
     model.write_seg_rows()
     assert not torch.equal(table[292], head[292])
