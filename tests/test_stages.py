@@ -85,6 +85,15 @@ def test_another_grpo_number_changes_grpo_and_evaluate_only():
     assert _changed(_recipes(params)) == {"grpo", "evaluate"}
 
 
+def test_another_checkpoint_under_the_same_path_changes_all_that_is_built_on_it():
+    def pinned(digit: str) -> dict[str, Any]:
+        return PARAMS | {"foundation": {"from": {"mask": {"path": "data/foundation/sam-med2d_b.pth", "md5": digit * 32}}}}
+
+    before, after = _recipes(pinned("0")), _recipes(pinned("1"))
+    built = {stage.name for stage in STAGES if stage.meta.image == "train"}
+    assert {name for name in before if before[name] != after[name]} == built
+
+
 def test_an_edit_in_rl_changes_grpo_and_evaluate_only():
     assert _changed(_recipes(digest=lambda path: "edited" if path == "src/unimed/rl" else path)) == {"grpo", "evaluate"}
 

@@ -5,14 +5,14 @@ import tiled
 import tiny
 import torch
 
-from unimed.config import Foundation
 from unimed.model.canvas import NO_TILES, cut
 from unimed.model.letterbox import Letterbox
+from unimed.origins import StandIn
 from unimed.train import rehearsal_language, rehearsal_vision
 from unimed.train.rehearsal_language import WORDS
 
 OPTIMISATION = {"batch_size": 3, "max_steps": 2, "learning_rate": 1e-3, "warmup_steps": 0}
-SETTINGS = Foundation.model_validate(
+SETTINGS = StandIn.model_validate(
     {"cases": 1, "vocabulary": 300, "questions_per_sequence": 4} | dict.fromkeys(("vision", "masks", "language"), OPTIMISATION)
 )
 LIVER = WORDS.index("liver")

@@ -77,6 +77,23 @@ def predict(
     typer.echo(NOTICE)
 
 
+@app.command("import")
+def import_checkpoint(
+    source: Annotated[Path, typer.Option("--from", help="A folder with LLaVA-1.5 or MedPLIB as released.")],
+    foundation: Annotated[Path, typer.Option(help="The foundation it goes with, such as models/foundation.")],
+    out: Annotated[Path, typer.Option(help="Where to write aligned, vqa_expert and grounding_expert: the foundation's folder.")],
+    rank: Annotated[int, typer.Option(min=1, help="Of the adapters that experts are folded into.")] = 32,
+) -> None:
+    """Turn a released model into the folders of stages 1 to 3, to go on from there."""
+    from unimed.model import imports
+
+    for name, fold in imports.run(source, foundation, out, rank).items():
+        for layer, error in enumerate(fold.errors() if fold else []):
+            typer.echo(f"{name} layer {layer}: relative error {error:.4f}")
+        typer.echo(f"wrote {out / name}" + (f", relative error {fold.error():.4f} in all at rank {rank}" if fold else ""))
+    typer.echo(NOTICE)
+
+
 @app.command()
 def ladder(files: Annotated[list[Path], typer.Argument(help="ladder.json files, such as those of several seeds.")]) -> None:
     """Print the scores of several runs side by side as a Markdown table."""

@@ -80,17 +80,17 @@ Numbers = dict[str, int | float | bool | str | list[int]]
 class Vlm(Section):
     """The architecture: what every training stage and everything that loads a model must agree on."""
 
-    vision: Numbers
-    """CLIPVisionConfig of the ViT."""
+    vision: Numbers | None = None
+    """CLIPVisionConfig of the ViT; a checkpoint says its own, then nothing stands here."""
 
-    detail: Numbers
-    """ConvNextConfig of the detail tower."""
+    detail: Numbers | None = None
+    """ConvNextConfig of the detail tower; likewise."""
 
-    text: Numbers
-    """Configuration of the language model, Llama's unless `model_type` says otherwise; the vocabulary comes from its tokenizer."""
+    text: Numbers | None = None
+    """Configuration of the language model, Llama's unless `model_type` says otherwise; likewise. The vocabulary is its tokenizer's."""
 
     mask: Numbers
-    """SamMed2DConfig of the mask encoder and decoder."""
+    """SamMed2DConfig of the mask encoder and decoder; {} is the released SAM-Med2D, whose file says nothing of its sizes."""
 
     fusion_blocks: list[int]
     """ViT blocks, counted from one, after which a detail map is fused in: one per stage of the detail tower."""
@@ -117,21 +117,6 @@ class Optimisation(Section):
     warmup_steps: int = Field(default=20, ge=0)
     deepspeed: Path | None = None
     """A DeepSpeed configuration as JSON, for runs under torchrun; none means plain torch."""
-
-
-class Foundation(Section):
-    """The stand-in for pre-trained towers: built small and shown phantoms that no later stage sees."""
-
-    cases: int = Field(gt=0)
-    """Made-up patients shown to the towers, four slices each; their seed differs from every other phantom's."""
-
-    vocabulary: int = Field(gt=256)
-    """Entries of the byte-level tokenizer."""
-
-    vision: Optimisation
-    masks: Optimisation
-    language: Optimisation
-    questions_per_sequence: int = Field(gt=0)
 
 
 class MaskLoss(Section):

@@ -43,7 +43,8 @@ def check_keys(params: dict[str, Any], known: set[str]) -> None:
 
 
 def _sentence(name: str, fault: Any) -> str:
-    where = ".".join([name, *map(str, fault["loc"])])
+    # What stands in parentheses is the name of a kind of section, not a key.
+    where = ".".join([name, *(part for part in map(str, fault["loc"]) if not part.startswith("("))])
     kind, found = fault["type"], fault["input"]
     if kind == "extra_forbidden":
         return f"{where} is not a known key"

@@ -28,9 +28,15 @@ class Adapter:
 
 
 def add(language_model: nn.Module, name: str, rank: int, scaling: float, targets: tuple[str, ...]) -> list[str]:
-    """Put a fresh adapter beside the named linears; returns its parameters' names within the language model."""
+    """Put a fresh adapter beside the named linears; returns its parameters' names within the language model.
+
+    It is in single precision whatever the linears are in: an optimizer's steps are too small for half.
+    """
     inject_adapter_in_model(_config(rank, scaling, targets), language_model, adapter_name=name)
-    return [key for key, _ in language_model.named_parameters() if f".lora_A.{name}." in key or f".lora_B.{name}." in key]
+    own = {key: value for key, value in language_model.named_parameters() if f".lora_A.{name}." in key or f".lora_B.{name}." in key}
+    for parameter in own.values():
+        parameter.data = parameter.data.float()
+    return list(own)
 
 
 def _config(rank: int, scaling: float, targets: tuple[str, ...]) -> LoraConfig:

@@ -1,19 +1,25 @@
 """A model put together from the folders that the stages made."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, CLIPVisionModel, ConvNextModel
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionModel, ConvNextModel
+from transformers.initialization import no_init_weights
 
 from unimed.config import MoeRouter
-from unimed.model import adapters, artifacts, experts
+from unimed.model import adapters, artifacts, checkpoint, experts
 from unimed.model.configuration import UniMedConfig
+from unimed.model.foundations import ADDED_ROWS, EMBEDDING, HEAD, LANGUAGE_MODEL
 from unimed.model.processor import UniMedProcessor
 from unimed.model.unimed import UniMedForConditionalGeneration
 
 ALIGNED = ["model.projector", "model.encoder.fusions"]
+FRESH = [*ALIGNED, "grounding.text_hidden_fcs"]
+"""What no foundation holds."""
 EXPERTS = ("vqa", "grounding")
 EXPERT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DECODER = [
@@ -44,7 +50,7 @@ def write_foundation(folder: Path, made: Assembled, **facts: object) -> None:
     language = AutoModelForCausalLM.from_config(model.config.text_config)
     language.model.load_state_dict(model.model.language_model.state_dict())
     language.lm_head.load_state_dict(model.lm_head.state_dict())
-    language.save_pretrained(folder / "language_model")
+    language.save_pretrained(folder / LANGUAGE_MODEL)
     made.processor.save_pretrained(folder / "processor")
     artifacts.write(folder / "mask", artifacts.named(model, ["grounding.sam"]), {})
     model.config.save_pretrained(folder)
@@ -55,17 +61,63 @@ def foundation(folder: Path) -> Assembled:
     """The model with its frozen parts from a foundation folder and everything else fresh."""
     artifacts.verify(folder)
     config = UniMedConfig.from_pretrained(folder)
-    model = UniMedForConditionalGeneration(config)
-    language = AutoModelForCausalLM.from_pretrained(folder / "language_model")
-    model.model.language_model.load_state_dict(language.model.state_dict())
-    model.lm_head.load_state_dict(language.lm_head.state_dict())
+    model = shaped(config)
+    _load_language(model, folder)
     model.model.encoder.vision.load_state_dict(CLIPVisionModel.from_pretrained(folder / "vision").state_dict())
     model.model.encoder.detail.load_state_dict(ConvNextModel.from_pretrained(folder / "detail").state_dict())
-    artifacts.load(model, artifacts.read(folder / "mask"), folder / "mask")
+    sam = artifacts.read(folder / "mask")
+    expected = artifacts.named(model, ["grounding.sam"])
+    checkpoint.check({name: tuple(value.shape) for name, value in sam.items()}, _shapes(expected), folder / "mask")
+    artifacts.load(model, sam, folder / "mask")
     with torch.no_grad():
         model.grounding.seg_input.copy_(model.get_input_embeddings().weight[config.seg_token_id])
         model.grounding.seg_output.copy_(model.lm_head.weight[config.seg_token_id])
     return Assembled(model.eval(), UniMedProcessor.from_pretrained(folder / "processor"))
+
+
+def shaped(config: UniMedConfig) -> UniMedForConditionalGeneration:
+    """A model of the configuration, every part in the type of its weights.
+
+    A language model in half precision is of a size for which drawing initial values that are replaced at once takes minutes; there only
+    what no foundation holds has initial values.
+    """
+    if config.text_config.dtype in (torch.bfloat16, torch.float16):
+        with no_init_weights():
+            model = UniMedForConditionalGeneration(config)
+        for name in FRESH:
+            model.get_submodule(name).apply(model._init_weights)
+    else:
+        model = UniMedForConditionalGeneration(config)
+    model.model.encoder.to(config.vision_config.dtype)
+    model.model.projector.to(config.vision_config.dtype)
+    model.lm_head.to(config.text_config.dtype)
+    model.grounding.normalise.to(config.mask_config.dtype)
+    model.grounding.sam.to(config.mask_config.dtype)
+    return model
+
+
+@torch.no_grad()
+def _load_language(model: UniMedForConditionalGeneration, folder: Path) -> None:
+    """Copy the language model's tensors in, one at a time, and after them the rows of the tokens that were added to its vocabulary."""
+    place = folder / LANGUAGE_MODEL
+    found = checkpoint.read(place)
+    own = {f"model.{name}": value for name, value in model.model.language_model.state_dict().items()} | {HEAD: model.lm_head.weight}
+    known = AutoConfig.from_pretrained(place).vocab_size
+    needed = {name: (known, *shape[1:]) if name in (EMBEDDING, HEAD) else shape for name, shape in _shapes(own).items()}
+    shapes = found.shapes
+    # A head that was tied to the table is in no file; here it becomes one of its own.
+    names = {name: name for name in own} | ({} if HEAD in shapes else {HEAD: EMBEDDING})
+    checkpoint.check({name: shapes[there] for name, there in names.items() if there in shapes} | shapes, needed, place)
+    for name, there in names.items():
+        own[name][: shapes[there][0]].copy_(found.tensor(there))
+    if (folder / ADDED_ROWS).is_dir():
+        rows = artifacts.read(folder / ADDED_ROWS)
+        own[EMBEDDING][rows["tokens"]] = rows["input"]
+        own[HEAD][rows["tokens"]] = rows["output"]
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, checkpoint.Shape]:
+    return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
 def aligned(foundation_folder: Path, folder: Path) -> Assembled:
@@ -97,7 +149,7 @@ def routed(foundation_folder: Path, aligned_folder: Path, expert_folders: dict[s
     config.expert_targets = sorted({target for adapter in found.values() for target in adapter.targets})
     config.router_level, config.router_choice = router.level, router.choice
     plain = made.model.state_dict()
-    made.model = UniMedForConditionalGeneration(config).eval()
+    made.model = shaped(config).eval()
     artifacts.load(made.model, plain, aligned_folder)
     stacked = experts.stack({name: adapter.tensors for name, adapter in found.items()}, config)
     artifacts.load(made.model.model.language_model, stacked, aligned_folder)

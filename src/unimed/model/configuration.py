@@ -1,14 +1,28 @@
 """The architecture as numbers: sub-configurations of the towers, the fusion, the special tokens and the experts."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, CLIPVisionConfig, ConvNextConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from unimed.errors import InputError
 from unimed.model.canvas import Grid, choose
 from unimed.model.sam_med2d import SamMed2DConfig
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@contextmanager
+def fitting() -> Iterator[None]:
+    """Within it, numbers of params.yaml that a configuration refuses raise InputError."""
+    try:
+        yield
+    except StrictDataclassError as error:
+        raise InputError(f"params.yaml: vlm: {error.__cause__ or error}") from error
 
 
 @strict
@@ -32,6 +46,11 @@ class UniMedConfig(PreTrainedConfig):
     detail_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     mask_config: dict | PreTrainedConfig | None = None
+
+    detail_image_mean: list[float] | tuple[float, ...] = IMAGENET_MEAN
+    """Mean of each colour, in [0, 1], over the images that the detail tower was trained on; a checkpoint says its own."""
+
+    detail_image_std: list[float] | tuple[float, ...] = IMAGENET_STD
 
     fusion_blocks: list[int] | tuple[int, ...] = (2, 6, 12, 20)
     """ViT blocks, counted from one, after which a detail map is fused in; as many as the detail tower has stages."""

@@ -44,8 +44,9 @@ class Router(nn.Module):
     def __init__(self, config: UniMedConfig, layer: int):
         super().__init__()
         self.linear = nn.Linear(config.text_config.hidden_size, len(config.experts))
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        # Not by nn.init, which does nothing where a model is made without initial values.
+        self.linear.weight.data.zero_()
+        self.linear.bias.data.zero_()
         # Without this the language model, whose part the router becomes, would draw the weights at random.
         self.linear._is_hf_initialized = True
         shares = zip(config.expert_ranks, config.expert_scalings, strict=True)
@@ -89,7 +90,7 @@ def install(language_model: nn.Module, config: UniMedConfig) -> None:
             name = path.rpartition(".")[2]
             if name in config.expert_targets and isinstance(linear, nn.Linear):
                 routed = RoutedLinear(linear.in_features, linear.out_features, linear.bias is not None, sum(config.expert_ranks))
-                setattr(layer.get_submodule(path.rpartition(".")[0]), name, routed)
+                setattr(layer.get_submodule(path.rpartition(".")[0]), name, routed.to(linear.weight.dtype))
         # A hook, because the linears must know the gates of the very pass they are part of, recomputed passes included.
         layer.register_forward_pre_hook(_route, with_kwargs=True)
 

@@ -12,7 +12,6 @@ from unimed.model.canvas import NO_TILES, Grid, cut, join, squares
 from unimed.model.configuration import UniMedConfig
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Normalise(nn.Module):
@@ -70,7 +69,7 @@ class HybridEncoder(nn.Module):
         self.vision = CLIPVisionModel(vision)
         self.detail = ConvNextModel(detail)
         self.vision_normalise = Normalise(CLIP_MEAN, CLIP_STD)
-        self.detail_normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD)
+        self.detail_normalise = Normalise(tuple(config.detail_image_mean), tuple(config.detail_image_std))
         self.fusions = nn.ModuleList(Fusion(vision.hidden_size, width, config.fusion_hidden_size) for width in detail.hidden_sizes[first:])
         self.fusion_blocks = tuple(blocks[first:])
         self.image_size, self.tile_detail = vision.image_size, config.tile_detail

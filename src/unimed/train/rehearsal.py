@@ -3,25 +3,25 @@
 from typing import Any
 
 import numpy as np
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, CLIPVisionConfig, ConvNextConfig, PreTrainedTokenizerBase, set_seed
 
-from unimed.config import Foundation, Vlm
+from unimed.config import Vlm
 from unimed.data import phantom_text, phantoms
 from unimed.errors import InputError
+from unimed.model import foundations
 from unimed.model import tokenizer as tokenizers
 from unimed.model.assemble import Assembled
-from unimed.model.configuration import UniMedConfig
+from unimed.model.configuration import UniMedConfig, fitting
 from unimed.model.processor import REGION, UniMedProcessor
-from unimed.model.sam_med2d import SamMed2DConfig
 from unimed.model.unimed import UniMedForConditionalGeneration
+from unimed.origins import StandIn
 from unimed.train import rehearsal_language, rehearsal_vision
 
 WORDS = "Please segment the and in this image. There is no. Reason in then answer <think></think> <answer></answer> A) B) C) D)\n"
 """Words of later stages' prompts, so that the tokenizer has them whole; of these the language model is shown the tags alone."""
 
 
-def build(vlm: Vlm, settings: Foundation, seed: int) -> Assembled:
+def build(vlm: Vlm, settings: StandIn, seed: int) -> Assembled:
     """A fresh model of the configured shape with a tokenizer made from the phantoms' words."""
     set_seed(seed)
     tokenizer = tokenizers.build(_texts(seed), settings.vocabulary)
@@ -30,28 +30,21 @@ def build(vlm: Vlm, settings: Foundation, seed: int) -> Assembled:
     return Assembled(UniMedForConditionalGeneration(config), processor)
 
 
+@fitting()
 def configuration(vlm: Vlm, tokenizer: PreTrainedTokenizerBase) -> UniMedConfig:
-    """The architecture of params.yaml with the special tokens of a tokenizer.
+    """The architecture of params.yaml, its towers included, with the special tokens of a tokenizer.
 
-    Raises InputError for numbers that do not fit together.
+    Raises InputError for numbers that are missing or do not fit together.
     """
+    if vlm.vision is None or vlm.detail is None or vlm.text is None:
+        raise InputError("params.yaml: vlm must hold vision, detail and text where foundation names no checkpoints, lacks one of them")
     tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     words = {"vocab_size": len(tokenizer), "tie_word_embeddings": False, **tokens}
-    own = ("fusion_blocks", "fusion_hidden_size", "fused_stages", "vision_feature_layer", "canvases", "tile_detail", "pixel_shuffle")
-    try:
-        return UniMedConfig(
-            vision_config=CLIPVisionConfig(**vlm.vision),
-            detail_config=ConvNextConfig(**vlm.detail),
-            text_config=AutoConfig.for_model(**{"model_type": "llama"} | vlm.text | words),
-            mask_config=SamMed2DConfig(**vlm.mask),
-            **{name: getattr(vlm, name) for name in own},
-            **tokenizers.known(tokenizer),
-        )
-    except StrictDataclassError as error:
-        raise InputError(f"params.yaml: vlm: {error.__cause__ or error}") from error
+    text = AutoConfig.for_model(**{"model_type": "llama"} | vlm.text | words)
+    return foundations.configuration(vlm, tokenizer, CLIPVisionConfig(**vlm.vision), ConvNextConfig(**vlm.detail), text)
 
 
-def teach(made: Assembled, settings: Foundation, seed: int) -> dict[str, list[float]]:
+def teach(made: Assembled, settings: StandIn, seed: int) -> dict[str, list[float]]:
     """Show every frozen part what its stand-in needs; returns the losses of each."""
     model = made.model
     shown = rehearsal_vision.show(settings, model.config.image_size, seed)

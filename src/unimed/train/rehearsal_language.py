@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from unimed.config import Foundation
 from unimed.data import phantom_text
 from unimed.data.phantoms import CLASSES, LESION, Scene
 from unimed.model.canvas import NO_TILES, cut
@@ -24,6 +23,7 @@ from unimed.model.letterbox import Letterbox
 from unimed.model.processor import REGION, UniMedProcessor
 from unimed.model.region import pool
 from unimed.model.unimed import UniMedForConditionalGeneration
+from unimed.origins import StandIn
 from unimed.train.batch import IGNORED, labelled
 from unimed.train.optimise import minimise
 from unimed.train.rehearsal_vision import Phantoms, framed, with_calcified
@@ -72,7 +72,7 @@ def _marked_up(rng: np.random.Generator) -> Turn:
 class Reader:
     """Text batches whose image positions hold words instead of pixels."""
 
-    def __init__(self, model: UniMedForConditionalGeneration, processor: UniMedProcessor, shown: Phantoms, settings: Foundation, seed: int):
+    def __init__(self, model: UniMedForConditionalGeneration, processor: UniMedProcessor, shown: Phantoms, settings: StandIn, seed: int):
         self.model, self.processor, self.shown, self.settings = model, processor, shown, settings
         self.turns = corpus(shown.scenes, seed)
         self.rng = np.random.default_rng([seed, 3])
@@ -157,7 +157,7 @@ def _facts(cells: Float[Tensor, "scene label rows columns"], scenes: Sequence[Sc
 
 
 def train_language(
-    model: UniMedForConditionalGeneration, processor: UniMedProcessor, shown: Phantoms, settings: Foundation, seed: int
+    model: UniMedForConditionalGeneration, processor: UniMedProcessor, shown: Phantoms, settings: StandIn, seed: int
 ) -> list[float]:
     """Teach the language model to read soft prompts and to answer in the phantoms' words."""
     reader = Reader(model, processor, shown, settings, seed)

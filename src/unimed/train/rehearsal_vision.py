@@ -13,12 +13,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy_with_logits, cross_entropy
 
-from unimed.config import Foundation
 from unimed.data import phantoms
 from unimed.data.phantoms import CLASSES, LESION, MODALITIES, Scene
 from unimed.model.letterbox import Letterbox
 from unimed.model.sam_med2d import SamMed2D
 from unimed.model.vision import HybridEncoder, Normalise
+from unimed.origins import StandIn
 from unimed.train import losses
 from unimed.train.optimise import minimise
 
@@ -38,7 +38,7 @@ class Phantoms:
         return with_calcified(adaptive_avg_pool2d(self.masks[index].float(), side), [self.scenes[i] for i in index.tolist()])
 
 
-def show(settings: Foundation, size: int, seed: int) -> Phantoms:
+def show(settings: StandIn, size: int, seed: int) -> Phantoms:
     """The phantoms of the foundation: numbered apart from every data set's, so that no patient is shared."""
     scenes = list(phantoms.scenes(settings.cases, SLICES, seed=seed + 1_000_003))
     images = torch.zeros(len(scenes), 3, size, size)
@@ -66,7 +66,7 @@ def with_calcified(cover: Float[Tensor, "scene class rows columns"], scenes: Seq
     return torch.cat([cover, (cover[:, CLASSES.index(LESION)] * calcified).unsqueeze(1)], 1)
 
 
-def train_encoder(encoder: HybridEncoder, shown: Phantoms, settings: Foundation, seed: int) -> list[float]:
+def train_encoder(encoder: HybridEncoder, shown: Phantoms, settings: StandIn, seed: int) -> list[float]:
     """Teach both towers, each on its own, what lies in every cell; every token of the ViT also the modality and where its cell is.
 
     The heads are thrown away.
@@ -95,7 +95,7 @@ def train_encoder(encoder: HybridEncoder, shown: Phantoms, settings: Foundation,
     return minimise([*encoder.vision.parameters(), *encoder.detail.parameters(), *heads.parameters()], loss, optimisation, "towers")
 
 
-def train_masks(sam: SamMed2D, normalise: Normalise, shown: Phantoms, settings: Foundation, seed: int) -> list[float]:
+def train_masks(sam: SamMed2D, normalise: Normalise, shown: Phantoms, settings: StandIn, seed: int) -> list[float]:
     """Teach the mask model to segment what a box or a point marks; Dice and pixel loss, and the overlap it then claims."""
     optimisation, draw = settings.masks, torch.Generator().manual_seed(seed)
     present = shown.masks.flatten(2).any(-1).nonzero()

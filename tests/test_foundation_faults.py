@@ -1,0 +1,106 @@
+"""Checkpoints that do not fit are refused whole: every difference is counted, the first are named, nothing is resized or dropped."""
+
+import originals
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from unimed.errors import InputError
+from unimed.model import foundations
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """The originals; tests only read them."""
+    return originals.originals(tmp_path_factory.mktemp("raw"))
+
+
+def broken(places, tmp_path, name, change):
+    """The originals with one tower's tensors changed."""
+    folder = tmp_path / "changed"
+    folder.mkdir()
+    for file in places[name].iterdir():
+        if not file.name.startswith("model"):
+            (folder / file.name).write_bytes(file.read_bytes())
+    tensors = {key: value for file in places[name].glob("*.safetensors") for key, value in load_file(file).items()}
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    return places | {name: folder}
+
+
+def without(*names):
+    def change(tensors):
+        for name in names:
+            del tensors[name]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "sentence"),
+    [
+        ("language_model", without("model.norm.weight"), r"found 1 missing \(model.norm.weight\)$"),
+        (
+            "language_model",
+            without(*(f"model.layers.1.self_attn.{part}_proj.weight" for part in "qkvo")),
+            r"found 4 missing \(model.layers.1.self_attn.k_proj.weight, .*o_proj.weight, .*q_proj.weight, ...\)$",
+        ),
+        ("language_model", lambda t: t.update({"model.extra": torch.zeros(2)}), r"found 1 unexpected \(model.extra\)$"),
+        (
+            "language_model",
+            lambda t: t.update({"lm_head.weight": t["lm_head.weight"][1:].clone()}),
+            r"found 1 of another shape \(lm_head.weight \(289, 32\) for \(290, 32\)\)$",
+        ),
+        (
+            "vision",
+            lambda t: t.update({"vision_model.embeddings.position_embedding.weight": torch.zeros(26, 16)}),
+            r"found 1 of another shape \(embeddings.position_embedding.weight \(26, 16\) for \(17, 16\)\)$",
+        ),
+        ("vision", lambda t: t.update({"pre_layrnorm.weight": torch.zeros(16)}), "expected one tensor for pre_layrnorm.weight, found"),
+        ("detail", without("convnext.layernorm.bias"), r"expected exactly the \d+ tensors .* found 1 missing \(layernorm.bias\)$"),
+        ("language_model", lambda t: t.update({"model.norm.weight": torch.zeros(32)}), "expected tensors of one type, .*found BF16, F32$"),
+        ("vision", lambda t: t.update({key: value.half() for key, value in t.items()}), "torch.float16, found torch.float32; convert one"),
+    ],
+)
+def test_what_does_not_fit_is_counted_and_named(places, tmp_path, name, change, sentence):
+    with pytest.raises(InputError, match=sentence):
+        foundations.write(tmp_path / "foundation", originals.VLM, broken(places, tmp_path, name, change))
+
+
+def test_a_mask_model_of_another_size_is_refused_and_never_resized(places, tmp_path):
+    originals.sam_med2d(tmp_path / "large.pth", image_size=64)
+    with pytest.raises(
+        InputError, match=r"large.pth: .* of another shape \(image_encoder.*pos_embed \(1, 16, 16, 16\) for \(1, 8, 8, 16\)"
+    ):
+        foundations.write(tmp_path / "foundation", originals.VLM, places | {"mask": tmp_path / "large.pth"})
+
+
+def test_a_language_model_without_a_template_is_refused(places, tmp_path):
+    changed = broken(places, tmp_path, "language_model", lambda t: None)
+    originals.tokenizer(template=None).save_pretrained(changed["language_model"])
+    (changed["language_model"] / "chat_template.jinja").unlink(missing_ok=True)
+    with pytest.raises(InputError, match="expected a .*chat template, found none"):
+        foundations.write(tmp_path / "foundation", originals.VLM, changed)
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ('{"model_type": "unheard-of"}', "config.json: expected a model_type that transformers knows, found unheard-of"),
+        ('{"model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 2}', "expected a language model built like Llama's, found a gpt2"),
+        ("{", "config.json: expected the configuration of a checkpoint, found JSONDecodeError"),
+    ],
+)
+def test_a_language_model_of_another_build_is_refused(places, tmp_path, config, sentence):
+    changed = broken(places, tmp_path, "language_model", lambda t: None)
+    (changed["language_model"] / "config.json").write_text(config)
+    with pytest.raises(InputError, match=sentence):
+        foundations.write(tmp_path / "foundation", originals.VLM, changed)
+
+
+def test_a_language_model_without_a_tokenizer_is_refused(places, tmp_path):
+    changed = broken(places, tmp_path, "language_model", lambda t: None)
+    for file in changed["language_model"].glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(InputError, match="expected a tokenizer.json with its settings, found"):
+        foundations.write(tmp_path / "foundation", originals.VLM, changed)

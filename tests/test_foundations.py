@@ -1,0 +1,166 @@
+"""A foundation from checkpoints: the same numbers in the same types, every tensor accounted for, nothing copied that can be linked."""
+
+import json
+
+import originals
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from unimed.model import artifacts, assemble, foundations
+from unimed.model.processor import IMAGE, REGION, SEG
+
+OURS = [IMAGE, REGION, SEG]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """The originals; tests only read them."""
+    return originals.originals(tmp_path_factory.mktemp("raw"))
+
+
+@pytest.fixture(scope="module")
+def folder(places, tmp_path_factory):
+    """A foundation made from them."""
+    made = tmp_path_factory.mktemp("models") / "foundation"
+    foundations.write(made, originals.VLM, places)
+    return made
+
+
+@pytest.fixture(scope="module")
+def made(folder):
+    """The model on that foundation."""
+    return assemble.foundation(folder)
+
+
+def test_every_number_of_the_originals_is_in_the_model_in_its_own_type(places, made):
+    language = originals.read_language(places["language_model"])
+    head = language.pop("lm_head.weight")
+    own = {f"model.{name}": value for name, value in made.model.model.language_model.state_dict().items()}
+    assert own.keys() == language.keys()
+    for name, value in language.items():
+        assert own[name].dtype == value.dtype == torch.bfloat16
+        assert torch.equal(own[name][: len(value)], value)
+    assert torch.equal(made.model.lm_head.weight[: originals.WORDS], head)
+    clip, convnext = originals.clip(places["vision"].parent / "again"), originals.convnext(places["vision"].parent / "again")
+    for ours, theirs in ((made.model.model.encoder.vision, clip.vision_model), (made.model.model.encoder.detail, convnext.convnext)):
+        torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), atol=0, rtol=0)
+    sam = originals.sam_med2d(places["vision"].parent / "again.pth")
+    torch.testing.assert_close(made.model.grounding.sam.state_dict(), sam.state_dict(), atol=0, rtol=0)
+
+
+def test_sizes_come_from_the_checkpoints_and_types_stay(made):
+    config = made.model.config
+    assert (config.text_config.num_key_value_heads, config.vision_config.hidden_size, config.detail_config.hidden_sizes) == (2, 16, [8, 12])
+    assert (config.text_config.dtype, config.vision_config.dtype, config.image_size) == (torch.bfloat16, torch.float32, 32)
+
+
+def test_added_tokens_have_the_mean_row_and_the_others_their_own(places, made):
+    tokenizer, language = made.processor.tokenizer, originals.read_language(places["language_model"])
+    ids = tokenizer.convert_tokens_to_ids([*OURS, tokenizer.pad_token])
+    assert ids == [290, 291, 292, 293]
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    for name, table in (("model.embed_tokens", made.model.get_input_embeddings()), ("lm_head", made.model.lm_head)):
+        rows = language[f"{name}.weight"].double()
+        assert table.weight.shape == (294, 32)
+        assert torch.allclose(table.weight[290:].double(), rows.mean(0).expand(4, -1), atol=2**-9 * rows.abs().max())
+    assert torch.equal(made.model.grounding.seg_input, made.model.get_input_embeddings().weight[292].float())
+    assert torch.equal(made.model.grounding.seg_output, made.model.lm_head.weight[292].float())
+
+
+def test_the_language_model_s_own_template_and_words_stay(places, made):
+    theirs, ours = originals.tokenizer(), made.processor.tokenizer
+    assert (ours.chat_template, ours.eos_token, ours.padding_side) == (theirs.chat_template, "<|eot_id|>", "left")
+    assert ours("the liver")["input_ids"] == theirs("the liver")["input_ids"]
+    assert list(made.model.config.answer_opening) == theirs("<|start_header_id|>assistant<|end_header_id|>\n\n")["input_ids"]
+
+
+def test_the_language_model_is_linked_and_is_what_was_released(places, folder):
+    files = sorted(file for file in places["language_model"].glob("*.safetensors"))
+    assert len(files) > 2
+    assert all(file.samefile(folder / "language_model" / file.name) for file in files)
+    again = AutoModelForCausalLM.from_pretrained(folder / "language_model")
+    torch.testing.assert_close(dict(again.state_dict()), originals.read_language(places["language_model"]), atol=0, rtol=0)
+
+
+def test_a_link_to_a_checkpoint_is_followed(places, tmp_path):
+    elsewhere = {name: tmp_path / "raw" / place.name for name, place in places.items()}
+    (tmp_path / "raw").mkdir()
+    for name, place in places.items():
+        elsewhere[name].symlink_to(place)
+    foundations.write(tmp_path / "foundation", originals.VLM, elsewhere)
+    files = list((tmp_path / "foundation/language_model").glob("*.safetensors"))
+    assert files
+    assert not any(file.is_symlink() for file in files)
+    artifacts.verify(tmp_path / "foundation")
+
+
+def test_the_manifest_counts_what_was_left_aside(folder):
+    aside = artifacts.verify(folder)["left_aside"]
+    text_half = sum(name.startswith(("text_model", "text_projection", "visual_projection", "logit_scale")) for name in clip_names(folder))
+    assert aside == {"language_model": 0, "vision": text_half, "detail": 2, "mask": 0}
+
+
+def clip_names(folder):
+    """The tensors of the CLIP that the foundation was made from."""
+    return originals.clip(folder.parent / "again").state_dict()
+
+
+def test_the_model_answers_learns_and_points_with_weights_of_three_types(made):
+    """bf16 words, f32 towers: a pass with images, regions and masks, and its gradients."""
+    processor = made.processor
+    text = processor.apply_chat_template(
+        [[{"role": "user", "content": f"{IMAGE}Is {REGION} the liver? {SEG}"}]], add_generation_prompt=True
+    )
+    batch = processor(images=[tiny.marked(tiny.picture(1), tiny.box(2, 3, 9, 7))], text=text, padding=True, return_tensors="pt")
+    out = made.model(**batch, labels=batch["input_ids"], segment=True)
+    assert out.mask_logits.shape == (1, 32, 32)
+    (out.loss + out.mask_logits.square().mean()).backward()
+    assert made.model.model.projector.fc1.weight.grad.abs().sum() > 0
+    assert made.model.grounding.text_hidden_fcs[0].weight.grad.abs().sum() > 0
+    made.model.zero_grad()
+
+
+def test_a_tied_output_layer_becomes_one_of_its_own(tmp_path):
+    places = originals.originals(tmp_path / "raw", tie_word_embeddings=True)
+    foundations.write(tmp_path / "foundation", originals.VLM, places)
+    model = assemble.foundation(tmp_path / "foundation").model
+    table, head = model.get_input_embeddings().weight, model.lm_head.weight
+    assert torch.equal(table, head)
+    assert table.data_ptr() != head.data_ptr()
+    assert model.config.get_text_config().tie_word_embeddings is False
+    model.grounding.seg_output.data += 1
+    model.write_seg_rows()
+    assert not torch.equal(table[292], head[292])
+
+
+def test_a_vocabulary_with_room_to_spare_is_not_grown(tmp_path):
+    """Qwen's tables have more rows than its tokenizer has words; ours take the next ones."""
+    places = originals.originals(tmp_path / "raw", vocab_size=320)
+    foundations.write(tmp_path / "foundation", originals.VLM, places)
+    made = assemble.foundation(tmp_path / "foundation")
+    assert made.processor.tokenizer.convert_tokens_to_ids(SEG) == 292
+    table = made.model.get_input_embeddings().weight
+    released = originals.read_language(places["language_model"])["model.embed_tokens.weight"]
+    assert table.shape == released.shape == (320, 32)
+    assert torch.allclose(table[292].double(), released[: originals.WORDS].double().mean(0), atol=1e-3)
+    assert torch.equal(table[294:], released[294:])
+
+
+def test_a_language_model_with_biases_and_another_name_does_as_well(places, tmp_path):
+    """Qwen2: biases on queries, keys and values, one table for both sides."""
+    folder = tmp_path / "qwen"
+    model = originals.save(Qwen2ForCausalLM(Qwen2Config(**originals.LANGUAGE, tie_word_embeddings=True)), folder)
+    originals.tokenizer().save_pretrained(folder)
+    foundations.write(tmp_path / "foundation", originals.VLM, places | {"language_model": folder})
+    made = assemble.foundation(tmp_path / "foundation").model
+    ids = torch.tensor([[5, 9, 280, 3]])
+    with torch.no_grad():
+        logits = made(input_ids=ids).logits[0, -1, : originals.WORDS]
+        assert torch.allclose(logits, model(ids).logits[0, -1], atol=1e-5)
+
+
+def test_two_foundations_from_the_same_checkpoints_are_the_same_bytes(places, folder, tmp_path):
+    foundations.write(tmp_path / "foundation", originals.VLM, places)
+    assert json.loads((tmp_path / "foundation/manifest.json").read_text()) == artifacts.verify(folder)
