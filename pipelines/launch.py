@@ -11,8 +11,8 @@ from typing import Any
 
 from pipelines.order import TrainJob
 from pipelines.trainjobs import GROUP, NODE, VERSION, Cluster, passing, refusal, sentence
-from pipelines.watch import STOPPED, TrainingError, condition, wait
-from unimed.errors import InputError
+from pipelines.watch import TrainingError, condition, wait
+from unimed.errors import STOPPED, InputError
 
 MANAGER = "unimed/launch"
 """Whose part of a TrainJob's runtime patches ours is."""

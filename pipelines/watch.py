@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.trainjobs import Cluster
-from unimed.errors import BAD_INPUT
+from unimed.errors import BAD_INPUT, STOPPED
 
 ATTEMPT = "jobset.sigs.k8s.io/restart-attempt"
 """The label in which JobSet counts restarts."""
-
-STOPPED = 75
-"""Exit codes that keep their meaning on the way from a node to the launcher: stopped but can go on, input at fault."""
 
 log = logging.getLogger("launch")
 
@@ -173,4 +170,5 @@ def _exit(pod: Any, ended: Any) -> str:
 
 
 def _code(code: int) -> int:
+    """The code, if its meaning is kept on the way from a node to the launcher."""
     return code if code in (STOPPED, BAD_INPUT) else 1

@@ -1,4 +1,7 @@
-"""The one exception for input that a user can mend, and the exit code that tells of it."""
+"""The one exception for input that a user can mend, and the exit codes that mean something."""
+
+STOPPED = 75
+"""A run that was told to stop and goes on where it was when it is started again: EX_TEMPFAIL of sysexits.h."""
 
 BAD_INPUT = 78
 """sysexits.h calls it EX_CONFIG: nobody needs to try again before something was mended."""

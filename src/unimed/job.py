@@ -5,13 +5,14 @@ import hashlib
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from unimed import hashes, params, settings
+from unimed import hashes, outputs, params, settings
 
 if TYPE_CHECKING:
     from pipelines.stages import Stage
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 RUN, RECIPE, REVISION, FAULT = "UNIMED_RUN", "UNIMED_RECIPE", "UNIMED_REVISION", "UNIMED_FAULT"
 """Environment variables by which a pod says which pipeline run it belongs to, under which key and from which git revision it was compiled,
 and which file to make when the input is at fault: torchrun keeps the exit codes of its processes to itself."""
+
+CHECKPOINTS = "checkpoints"
+"""The folder of a job that holds them until its outputs are in place."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,29 @@ class Job:
     numbers: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def name(self) -> str:
-        """The stage and its recipe key: the name of its folders."""
-        return f"{self.stage}-{self.key}"
+    def folder(self) -> Path:
+        """Where its metrics and checkpoints lie, by stage and recipe key."""
+        return Path("runs") / f"{self.stage}-{self.key}"
+
+
+_running: list[Job] = []
+
+
+@contextlib.contextmanager
+def run(job: Job) -> Iterator[None]:
+    """Be the running job for the block; its checkpoints go when the block ends well."""
+    _running.append(job)
+    try:
+        yield
+    finally:
+        _running.remove(job)
+    if outputs.is_leader():
+        outputs.remove(job.folder / CHECKPOINTS)
+
+
+def running() -> Job | None:
+    """The job that this program runs; None outside one."""
+    return _running[-1] if _running else None
 
 
 def find(program: str, flags: dict[str, str], ports: list[str], taken: dict[str, Any], everything: dict[str, Any]) -> Job:

@@ -161,7 +161,7 @@ def _sealed(folder: Path) -> dict[str, str]:
 
 def warn(reason: str, job: Job) -> None:
     """Say, once a run, that MLflow has no part in it."""
-    logger.warning("MLflow is not used (%s): the run goes on, its metrics are kept in runs/%s", reason, job.name)
+    logger.warning("MLflow is not used (%s): the run goes on, its metrics are kept in %s", reason, job.folder)
 
 
 def main() -> None:

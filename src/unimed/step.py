@@ -84,7 +84,7 @@ def _run(run: Run, registers: str | None, arguments: list[str]) -> None:
     task = job.find(Path(sys.argv[0]).stem, words_of, reads, {name: everything[name] for name in values}, everything)
     _seed(params.parse("seed", int, {"seed": 0} | everything))
     targets = {name: flags[name] for name, port in ports.items() if port == Output}
-    with tracking.follow(task, settings):
+    with job.run(task), tracking.follow(task, settings):
         try:
             with outputs.complete(targets) as partial:
                 run(**{**flags, **partial}, **values)

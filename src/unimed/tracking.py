@@ -31,7 +31,7 @@ class _Open:
     """The run that is going on: its local file, and the process that writes to MLflow unless its server is down."""
 
     def __init__(self, job: Job, settings: Tracking):
-        self.folder = Path("runs") / job.name
+        self.folder = job.folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self.mlflow: sidecar.Sidecar | None = None
         if reason := mlflow_server.refusal(mlflow_server.address(settings)):

@@ -24,7 +24,9 @@ from unimed.data.samples import Sample
 from unimed.model.processor import UniMedProcessor
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.rl import prompts, rewards, rollout
+from unimed.train import checkpoint
 from unimed.train.batch import Collator, picture
+from unimed.train.checkpoint import Resumable
 from unimed.train.draws import Draws
 from unimed.train.loop import Progress, fit, per_process
 from unimed.train.mixture import Mixture
@@ -75,7 +77,7 @@ def reinforce(
         warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         trainer = build(model, processor, mixture, settings, seed)
-        trainer.train()
+        checkpoint.train(trainer, "grpo", boundary=settings.updates_per_rollout)
     # TRL has put its own forward over the class's.
     del model.forward
     model.eval()
@@ -83,7 +85,7 @@ def reinforce(
     return [{name: value for name, value in entry.items() if name != "step_time"} for entry in trainer.state.log_history if "loss" in entry]
 
 
-class Policy(GRPOTrainer):
+class Policy(Resumable, GRPOTrainer):
     """GRPOTrainer that counts the groups that teach nothing, logs only numbers, and stops at a loss that is not finite."""
 
     def _get_per_token_logps_and_entropies(
@@ -101,6 +103,11 @@ class Policy(GRPOTrainer):
         earned = super()._calculate_rewards(*args, **kwargs)
         self._metrics["train"]["groups_without_spread"].append(without_spread(earned, self.num_generations).float().mean().item())
         return earned
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        # TRL counts its steps besides, to know when to draw new answers.
+        self._step = self.state.global_step
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
         """The loss; FloatingPointError, with the step, when it is not finite."""

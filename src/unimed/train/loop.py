@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.utils.hooks import RemovableHandle
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from unimed import tracking
 from unimed.config import MaskLoss, Optimisation, RouterLoss
@@ -19,8 +19,9 @@ from unimed.errors import InputError
 from unimed.model import experts
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.progress import Ticker
-from unimed.train import losses
+from unimed.train import checkpoint, losses
 from unimed.train.batch import Batch, Collator
+from unimed.train.checkpoint import Resumable
 from unimed.train.draws import Draws, Epochs
 
 logger = logging.getLogger("train")
@@ -105,7 +106,7 @@ class Progress(TrainerCallback):
             logger.warning("%s: no sample had a target mask, so these parameters stayed as they were: %s", self.ticker.label, found)
 
 
-class StageTrainer(Trainer):
+class StageTrainer(Resumable):
     """Trainer whose loss is the weighted sum of words, masks and router terms, each logged on its own."""
 
     mask_loss: MaskLoss | None = None
@@ -130,13 +131,12 @@ class StageTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _note(self, parts: dict[str, Tensor]) -> None:
-        noted = self.__dict__.setdefault("noted", {})
         for name, value in parts.items():
-            noted.setdefault(name, []).append(value.detach())
+            self.noted.setdefault(name, []).append(value.detach())
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log with the mean of every part of the loss since the last time."""
-        noted = self.__dict__.pop("noted", {})
+        noted, self.noted = self.noted, {}
         super().log(logs | {f"loss_{name}": torch.stack(values).mean().item() for name, values in noted.items()}, *args, **kwargs)
 
 
@@ -182,7 +182,7 @@ def fit(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.mask_loss, trainer.router_loss, trainer.progress = mask_loss, router_loss, progress
-    trainer.train()
+    checkpoint.train(trainer, label)
     model.eval()
     return [{name: float(value) for name, value in entry.items()} for entry in trainer.state.log_history if "loss" in entry]
 

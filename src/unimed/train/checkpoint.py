@@ -1,0 +1,195 @@
+"""Checkpoints of a training: complete or absent, verified before use, in safetensors and JSON. A resumed run ends in the same bits.
+
+One holds what trains, the state of optimizer, schedule and random generators, and what was summed up for the next line of the log. The data
+need nothing: which sample comes when follows from the seed and the step.
+"""
+
+import json
+import logging
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+
+from unimed import job, outputs
+from unimed.errors import STOPPED, InputError
+from unimed.model import artifacts
+
+KEPT = 2
+"""The newest checkpoints that stay."""
+
+EVERY_SECONDS = 600.0
+NUMBERS = "numbers.json"
+log = logging.getLogger("checkpoint")
+
+
+def folder(label: str) -> Path | None:
+    """Where the checkpoints of a training of the running job lie, by its recipe key; None without a job."""
+    running = job.running()
+    return running.folder / job.CHECKPOINTS / label if running else None
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint that verifies; those that do not are named in a warning and left out."""
+    for place in sorted(folder.glob("step-????????"), reverse=True):
+        try:
+            artifacts.verify(place)
+            return place
+        except InputError as error:
+            log.warning("checkpoint left out: %s", error)
+    return None
+
+
+class Resumable(Trainer):
+    """A trainer that writes checkpoints of ours and goes on from one, to the bit."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write what `step-N` of the output folder holds, and remove all but the newest."""
+        place = Path(self.args.output_dir) / f"step-{self.state.global_step:08d}"
+        partial = outputs.beside(place, ".partial")
+        outputs.remove(partial)
+        partial.mkdir(parents=True)
+        tensors, numbers = self._state()
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial / artifacts.WEIGHTS)
+        (partial / NUMBERS).write_text(json.dumps(numbers) + "\n")
+        self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
+        artifacts.seal(partial, {})
+        outputs.place(partial, place)
+        for old in sorted(place.parent.glob("step-????????"))[:-KEPT]:
+            outputs.remove(old)
+
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that a resumed run needs, as tensors by name and as JSON."""
+        optimizer, generators, drawn = self.optimizer.state_dict(), *random_state()
+        trained = {f"model/{name}": value for name, value in self.model.named_parameters() if value.requires_grad}
+        moments = {f"optimizer/{key}/{name}": value for key, state in optimizer["state"].items() for name, value in state.items()}
+        summed = {"log/loss": self._tr_loss, **{f"log/{name}": torch.stack(values) for name, values in self.noted.items()}}
+        numbers = {"groups": optimizer["param_groups"], "schedule": self.lr_scheduler.state_dict(), "random": drawn}
+        return {**trained, **moments, **generators, **summed}, {**numbers, "logged_at": self._globalstep_last_logged}
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Give what trains the values of a checkpoint."""
+        place = Path(resume_from_checkpoint)
+        artifacts.load(self.model, _part(load_file(place / artifacts.WEIGHTS), "model/"), place)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Give optimizer and schedule the state of a checkpoint."""
+        if checkpoint is None:
+            return
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in _part(load_file(Path(checkpoint) / artifacts.WEIGHTS), "optimizer/").items():
+            key, kind = name.split("/")
+            moments.setdefault(int(key), {})[kind] = value
+        numbers = _numbers(checkpoint)
+        self.optimizer.load_state_dict({"state": moments, "param_groups": numbers["groups"]})
+        self.lr_scheduler.load_state_dict(numbers["schedule"])
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Give the random generators and the sums for the log the state of a checkpoint; called when all else stands."""
+        if checkpoint is None:
+            return
+        tensors, numbers = load_file(Path(checkpoint) / artifacts.WEIGHTS), _numbers(checkpoint)
+        set_random_state(tensors, numbers["random"])
+        summed = _part(tensors, "log/")
+        self._tr_loss = summed.pop("loss").to(self.args.device)
+        self.noted = {name: list(values.to(self.args.device)) for name, values in summed.items()}
+        self._globalstep_last_logged = numbers["logged_at"]
+
+    @property
+    def noted(self) -> dict[str, list[Tensor]]:
+        """Parts of the loss since the last line of the log, by name."""
+        return self.__dict__.setdefault("_noted", {})
+
+    @noted.setter
+    def noted(self, values: dict[str, list[Tensor]]) -> None:
+        self.__dict__["_noted"] = values
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _numbers(checkpoint: str) -> dict[str, Any]:
+    return json.loads((Path(checkpoint) / NUMBERS).read_text())
+
+
+def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state of every generator that training draws from: Python's, numpy's, torch's and each GPU's."""
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    tensors = {
+        "random/python": torch.tensor(words),
+        "random/numpy": torch.from_numpy(keys.astype(np.int64)),
+        "random/torch": torch.get_rng_state(),
+    }
+    numbers = {"python": [version, gauss], "numpy": [kind, int(position), int(has_gauss), float(cached)]}
+    return tensors | {f"random/gpu/{number}": state for number, state in enumerate(gpus)}, numbers
+
+
+def set_random_state(tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+    """Give every generator the state that `random_state` returned."""
+    version, gauss = numbers["python"]
+    random.setstate((version, tuple(tensors["random/python"].tolist()), gauss))
+    kind, position, has_gauss, cached = numbers["numpy"]
+    np.random.set_state((kind, tensors["random/numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(tensors["random/torch"])
+    for name, state in _part(tensors, "random/gpu/").items():
+        torch.cuda.set_rng_state(state, int(name))
+
+
+class Saving(TrainerCallback):
+    """Asks for a checkpoint every ten minutes, at the end, and when told to stop: the run then ends after its step, with exit code 75.
+
+    Only every `boundary`-th step can be gone on from exactly.
+    """
+
+    def __init__(self, boundary: int = 1):
+        self.boundary, self.told_to_stop, self.saved_at = boundary, False, time.monotonic()
+        self.before: Any = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.saved_at = time.monotonic()
+        self.before = signal.signal(signal.SIGTERM, self._stop)
+
+    def _stop(self, number: int, frame: object) -> None:
+        log.warning("told to stop: the run ends after its step and can go on from there")
+        self.told_to_stop = True
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step % self.boundary and state.global_step < state.max_steps:
+            return
+        is_due = time.monotonic() - self.saved_at >= EVERY_SECONDS
+        if is_due or self.told_to_stop or state.global_step == state.max_steps:
+            control.should_save, self.saved_at = True, time.monotonic()
+        control.should_training_stop |= self.told_to_stop
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        signal.signal(signal.SIGTERM, self.before)
+        if self.told_to_stop and state.global_step < state.max_steps:
+            raise SystemExit(STOPPED)
+
+
+def train(trainer: Resumable, label: str, boundary: int = 1) -> None:
+    """Train from the newest checkpoint of this recipe, or from the start; checkpoints are written as it goes.
+
+    Runs of several processes and under DeepSpeed write none. Raises SystemExit with 75 when told to stop.
+    """
+    place = folder(label)
+    if place is None or trainer.args.world_size > 1 or trainer.is_deepspeed_enabled:
+        trainer.train()
+        return
+    trainer.args.output_dir = str(place)
+    trainer.add_callback(Saving(boundary))
+    found = newest(place)
+    if found:
+        log.info("%s goes on from %s", label, found)
+    trainer.train(resume_from_checkpoint=str(found) if found else None)

@@ -1,0 +1,137 @@
+"""A run that is killed goes on from its newest checkpoint and ends in the very bytes of one that was left alone."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import raw_tree
+import torch
+from places import stages
+from problems import OPTIMISATION, SETTINGS, settings
+
+from components import align, grounding_expert, grpo, moe_router, vqa_expert
+from unimed import job
+from unimed.config import GroundingTraining, LoraTraining, MoeRouter, Optimisation
+from unimed.errors import STOPPED
+from unimed.model import artifacts
+from unimed.train import checkpoint
+
+NUMBERS = OPTIMISATION | {"batch_size": 2, "max_steps": 6}
+LORA = NUMBERS | {"rank": 2, "scaling": 2.0, "turns": 2}
+MASKS = {"mask_loss": SETTINGS["mask_loss"]}
+ROUTING = {"level": "sequence", "choice": "soft", "turns": 1, "grounding_share": 0.5, "balance_weight": 0.01, "z_weight": 0.001}
+Run = Callable[[Path], None]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Run]:
+    """Each training stage as a function of the folder it writes."""
+    root = tmp_path_factory.mktemp("stages")
+    data = raw_tree.ingested(raw_tree.write(root / "raw"), root)
+    chosen = {task: raw_tree.chosen(data, task) for task in ("alignment", "vqa", "grounding", "reasoning")}
+    shards, place = data / "shards", stages(root / "models")
+    before = (shards, place["foundation"], place["aligned"])
+    experts = (place["vqa_expert"], place["grounding_expert"])
+    align_numbers, lora = Optimisation(**NUMBERS), LoraTraining(**LORA)
+    pointing, routing = GroundingTraining(**LORA, **MASKS, vqa_share=0.25), MoeRouter(**NUMBERS, **MASKS, **ROUTING)
+    rewarded = settings(max_completion_length=4, max_steps=6, updates_per_rollout=2)
+    return {
+        "align": lambda out: align.run(chosen["alignment"], shards, place["foundation"], out, 0, align_numbers),
+        "vqa_expert": lambda out: vqa_expert.run(chosen["vqa"], *before, out, 0, lora),
+        "grounding_expert": lambda out: grounding_expert.run(chosen["vqa"], chosen["grounding"], *before, out, 0, pointing),
+        "moe_router": lambda out: moe_router.run(chosen["vqa"], chosen["grounding"], *before, *experts, out, 0, routing),
+        "grpo": lambda out: grpo.run(
+            chosen["reasoning"], chosen["vqa"], chosen["grounding"], *before, *experts, place["router"], out, 0, rewarded
+        ),
+    }
+
+
+def start(stage: str, run: Run, folder: Path, every: float = 0.0) -> multiprocessing.Process:
+    """The stage in a process of its own, with a checkpoint after every step."""
+
+    def work() -> None:
+        torch.set_num_threads(1)
+        os.chdir(folder)
+        checkpoint.EVERY_SECONDS = every
+        with job.run(job.Job(stage, "key")):
+            run(folder / "out")
+
+    folder.mkdir(exist_ok=True)
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    return child
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["align", "vqa_expert", "grounding_expert", "moe_router", "grpo"])
+def test_a_stage_killed_at_any_moment_ends_in_the_bytes_of_one_left_alone(runs, tmp_path, stage):
+    whole = start(stage, runs[stage], tmp_path / "whole")
+    whole.join()
+    assert whole.exitcode == 0
+    moments = random.Random(stage)
+    for step in (moments.randint(1, 3), moments.randint(3, 5)):
+        child = start(stage, runs[stage], tmp_path / "killed")
+        while reached(tmp_path / "killed") < step:
+            assert child.is_alive(), f"{stage} ended before step {step}"
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.1))
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+    assert reached(tmp_path / "killed") > 0
+    last = start(stage, runs[stage], tmp_path / "killed")
+    last.join()
+    assert last.exitcode == 0
+    assert bytes_of(tmp_path / "killed/out") == bytes_of(tmp_path / "whole/out")
+    assert not list((tmp_path / "killed/runs").rglob("step-*"))
+
+
+@pytest.mark.slow
+def test_a_stage_told_to_stop_ends_after_its_step_with_75_and_goes_on_from_there(runs, tmp_path):
+    whole = start("align", runs["align"], tmp_path / "whole")
+    whole.join()
+    child = start("align", runs["align"], tmp_path / "stopped", every=0.0)
+    while not reached(tmp_path / "stopped"):
+        assert child.is_alive()
+        time.sleep(0.001)
+    os.kill(child.pid, signal.SIGTERM)
+    child.join()
+    assert child.exitcode == STOPPED
+    assert 0 < reached(tmp_path / "stopped") < NUMBERS["max_steps"]
+    last = start("align", runs["align"], tmp_path / "stopped", every=600.0)
+    last.join()
+    assert bytes_of(tmp_path / "stopped/out") == bytes_of(tmp_path / "whole/out")
+
+
+def test_a_spoilt_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, caplog):
+    for step in (1, 2):
+        place = tmp_path / f"step-{step:08d}"
+        place.mkdir()
+        (place / "numbers.json").write_text(f"{step}")
+        artifacts.seal(place, {})
+    (tmp_path / "step-00000002/numbers.json").write_text("3")
+    assert checkpoint.newest(tmp_path) == tmp_path / "step-00000001"
+    assert "step-00000002/numbers.json: expected sha256" in caplog.text
+
+
+def test_generators_go_on_as_if_nothing_had_happened():
+    tensors, numbers = checkpoint.random_state()
+    numbers = json.loads(json.dumps(numbers))
+    first = random.random(), np.random.normal(), torch.rand(3).tolist()
+    checkpoint.set_random_state(tensors, numbers)
+    assert (random.random(), np.random.normal(), torch.rand(3).tolist()) == first
+
+
+def reached(folder: Path) -> int:
+    """The newest checkpoint's step, of whichever training of the stage; 0 before the first."""
+    return max((int(place.name.removeprefix("step-")) for place in folder.rglob("step-????????")), default=0)
