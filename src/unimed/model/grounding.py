@@ -31,11 +31,10 @@ class Grounding(nn.Module):
         states: Float[Tensor, "mask width"],
         image_index: Int[Tensor, " mask"],
     ) -> Float[Tensor, "mask low low"]:
-        """Low-resolution mask logits for every state, all in one decoder call; each image is encoded once."""
-        used, row = image_index.unique(return_inverse=True)
-        features = self.sam.encode(self.normalise(images[used]))
+        """Low-resolution mask logits for every state, all in one decoder call. Every image is encoded, once."""
+        features = self.sam.encode(self.normalise(images))
         sparse = self.text_hidden_fcs(states).unsqueeze(1)
-        return self.sam.decode(features[row], sparse)[0]
+        return self.sam.decode(features[image_index], sparse)[0]
 
 
 def image_of_each(
