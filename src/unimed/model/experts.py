@@ -79,15 +79,18 @@ class Router(nn.Module):
         return gates
 
     def packed(
-        self, hidden: Float[Tensor, "1 position width"], prompt: Bool[Tensor, "segment position"], segment: Int[Tensor, " position"]
+        self, hidden: Float[Tensor, "1 position width"], prompt: Bool[Tensor, "1 position"], segment: Int[Tensor, " position"]
     ) -> tuple[Float[Tensor, "1 position rank"], Float[Tensor, "1 decision expert"]]:
         """Gates for every position of a packed sequence, and the logits behind them: one per position or one per segment.
 
-        A segment's mean is taken of what the linear layer says of each position, which is the same and far less to add up.
+        A segment's mean is taken of what the linear layer says of each position, which is the same and far less to add up. There
+        are as many decisions as positions, so that all batches have as many; those after the last segment mean nothing.
         """
         logits = nn.functional.linear(nn.functional.rms_norm(hidden.float(), hidden.shape[-1:]), self.linear.weight.float())
         if self.level == "sequence":
-            logits = (prompt.float() @ logits) / prompt.sum(1).clamp(min=1).unsqueeze(-1)
+            weight = prompt[0].float().unsqueeze(-1)
+            count = torch.zeros_like(weight).index_add(0, segment, weight)
+            logits = (torch.zeros_like(logits[0]).index_add(0, segment, logits[0] * weight) / count.clamp(min=1)).unsqueeze(0)
         logits = logits + self.linear.bias.float()
         shares = self.chosen(logits)
         return (shares[:, segment] if self.level == "sequence" else shares) @ self.spread.float(), logits

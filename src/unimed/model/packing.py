@@ -26,7 +26,7 @@ class Packing:
     """Number of segments and the longest one's length; stays on the CPU."""
 
     bounds: Int[Tensor, " bound"]
-    """Where segments begin, ascending; the last one's end is repeated up to a length that is the same for all batches."""
+    """Where segments begin, ascending; the last one's end is repeated, so that all batches have as many."""
 
     segment: Int[Tensor, " position"]
     """The segment that each position belongs to."""
@@ -83,21 +83,14 @@ def fill(
 
 def prompts(
     ids: Int[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"], config: UniMedConfig, packing: Packing | None = None
-) -> Bool[Tensor, "batch_or_segment seq"]:
-    """Which positions are text before the first answer: what a router on the sequence level may look at.
-
-    One row per sequence; of a packed one a row per segment, in which the padding has no prompt.
-    """
+) -> Bool[Tensor, "batch seq"]:
+    """Which positions are text before the first answer: what a router on the sequence level may look at."""
     opening = torch.tensor(list(config.answer_opening), device=ids.device)
     prompt = mask & (ids != config.image_token_id)
-    if 0 < len(opening) <= ids.shape[1]:
-        opens = (ids.unfold(1, len(opening), 1) == opening).all(-1)
-        if packing is not None:
-            opens &= packing.segment.unfold(0, len(opening), 1).diff().eq(0).all(-1)
-        so_far = nn.functional.pad(opens.cumsum(1), (len(opening), 0))[:, : ids.shape[1]]
-        before = 0 if packing is None else so_far.gather(1, packing.starts)
-        prompt &= so_far == before
-    if packing is None:
+    if not 0 < len(opening) <= ids.shape[1]:
         return prompt
-    segments = torch.arange(len(packing.bounds), device=ids.device)
-    return (packing.segment == segments.unsqueeze(1)) & prompt
+    opens = (ids.unfold(1, len(opening), 1) == opening).all(-1)
+    if packing is not None:
+        opens &= packing.segment.unfold(0, len(opening), 1).diff().eq(0).all(-1)
+    so_far = nn.functional.pad(opens.cumsum(1), (len(opening), 0))[:, : ids.shape[1]]
+    return prompt & (so_far == (0 if packing is None else so_far.gather(1, packing.starts)))

@@ -1,19 +1,29 @@
 """Samples as training batches: conversations through the chat template, labels on the answers, target masks per `<SEG>`."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
-from torch import Tensor
 
 from unimed.data.samples import Sample
 from unimed.errors import InputError
 from unimed.model.processor import Message, Picture, UniMedProcessor
 
 IGNORED = -100
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
 Spans = list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A sample as a part of a packed row."""
+
+    sample: Sample
+    ids: Int[np.ndarray, " token"]
+    labels: Int[np.ndarray, " token"]
 
 
 def messages(sample: Sample) -> list[Message]:
@@ -84,10 +94,18 @@ class Collator:
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """One batch; its image rows are in the samples' order."""
-        batch = labelled(self.processor, [self.text(sample) for sample in samples])
-        batch["pixel_values"] = self.processor.pixels([picture(sample) for sample in samples])
+        return labelled(self.processor, [self.text(sample) for sample in samples]) | self.seen(samples)
+
+    def piece(self, sample: Sample) -> Piece:
+        """A sample's ids and labels; nothing is unpacked yet."""
+        made = labelled(self.processor, [self.text(sample)])
+        return Piece(sample, made["input_ids"][0].numpy(), made["labels"][0].numpy())
+
+    def seen(self, samples: Sequence[Sample]) -> Batch:
+        """`pixel_values` of the samples' images and, where there are targets, their `masks`."""
+        pixels = self.processor.pixels([picture(sample) for sample in samples])
         targets = [self.processor.target(mask) for sample in samples for turn in sample.turns for mask in turn.targets]
-        return batch | ({"masks": torch.stack(targets)} if targets else {})
+        return {"pixel_values": pixels} | ({"masks": torch.stack(targets)} if targets else {})
 
 
 def blanked(batch: Batch) -> Batch:

@@ -1,0 +1,50 @@
+"""AdamW for weights that are too coarse to be stepped: it steps float32 copies and writes them back."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class MasterAdamW(torch.optim.AdamW):
+    """AdamW on float32 copies of bfloat16 parameters.
+
+    A bfloat16 has eight bits: steps below 1/256 of a weight would be rounded away.
+    """
+
+    def __init__(self, trained: Iterable[nn.Parameter], learning_rate: float):
+        self.trained = list(trained)
+        self.masters = [nn.Parameter(parameter.detach().float()) for parameter in self.trained]
+        super().__init__(self.masters, lr=learning_rate, weight_decay=0.0, fused=True)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyrefly: ignore[bad-override]
+        """Step the copies by the parameters' gradients, then set the parameters to them."""
+        for master, parameter in zip(self.masters, self.trained, strict=True):
+            master.grad = None if parameter.grad is None else parameter.grad.float()
+        super().step()
+        torch._foreach_copy_(self.trained, self.masters)
+        for master in self.masters:
+            master.grad = None
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the parameters' gradients."""
+        for parameter in self.trained:
+            parameter.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """AdamW's state and the copies, from which a run goes on bit by bit."""
+        return super().state_dict() | {"masters": [master.detach() for master in self.masters]}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a stored state."""
+        super().load_state_dict({name: value for name, value in state_dict.items() if name != "masters"})
+        torch._foreach_copy_(self.masters, list(state_dict["masters"]))
+        torch._foreach_copy_(self.trained, self.masters)
+
+    def hand_over(self) -> None:
+        """Give the parameters the copies themselves, so that what is stored has lost nothing. No step may follow."""
+        for parameter, master in zip(self.trained, self.masters, strict=True):
+            parameter.data = master.data
