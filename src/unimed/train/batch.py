@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
+from torch import Tensor
 
 from unimed.data.samples import Sample
 from unimed.errors import InputError
