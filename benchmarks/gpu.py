@@ -211,9 +211,7 @@ def _uniform(patches: int) -> list[int]:
 def _tokens_limit(seen: Any, samples: Sequence[Drawn], rate: float) -> float:
     chosen = samples[:1000]
     sizes = [sample.images * seen.tokens_per_image + sample.words for sample in chosen]
-    return rate * sum(sizes) / sum(
-        flops(seen, sample.images, size, sample.labelled) for sample, size in zip(chosen, sizes, strict=True)
-    )
+    return rate * sum(sizes) / sum(flops(seen, sample.images, size, sample.labelled) for sample, size in zip(chosen, sizes, strict=True))
 
 
 if __name__ == "__main__":

@@ -86,7 +86,9 @@ class Router(nn.Module):
         A segment's mean is taken of what the linear layer says of each position, which is the same and far less to add up. There
         are as many decisions as positions, so that all batches have as many; those after the last segment mean nothing.
         """
-        logits = nn.functional.linear(nn.functional.rms_norm(hidden.float(), hidden.shape[-1:]), self.linear.weight.float())
+        unit = nn.functional.rms_norm(hidden.float(), hidden.shape[-1:])
+        # Expert by expert: compiled, all are one sweep over the states, which a product would first write out in float32.
+        logits = torch.stack([(unit * row).sum(-1) for row in self.linear.weight.float()], -1)
         if self.level == "sequence":
             weight = prompt[0].float().unsqueeze(-1)
             count = torch.zeros_like(weight).index_add(0, segment, weight)
