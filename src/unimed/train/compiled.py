@@ -26,13 +26,22 @@ def compiled(model: UniMedForConditionalGeneration, backend: str = "inductor") -
     language = type(model.model.language_model.layers[0])
     with ExitStack() as stack:
         for kind, name, wrap in ((language, "forward", _same), (Router, "packed", _same), *((kind, "forward", _any) for kind in SEEING)):
-            made = wrap(torch.compile(getattr(kind, name), fullgraph=True, dynamic=False if wrap is _same else None, backend=backend))
+            made = wrap(_compile(getattr(kind, name), backend, static=wrap is _same, alike=kind is not EncoderBlock))
             for module in model.modules():
                 if isinstance(module, kind):
                     # On the object alone; hooks, which tell a layer's linears their gates, stay outside.
                     setattr(module, name, partial(made, module))
                     stack.callback(delattr, module, name)
         yield
+
+
+def _compile(function: Callable[..., Any], backend: str, static: bool, alike: bool) -> Callable[..., Any]:
+    """A layer's function, compiled; `alike`: layers that are given the same shapes do the same.
+
+    To check again at every call that a layer's many parts are what they were takes the CPU longer than the GPU needs for the layer.
+    """
+    options = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe} if alike else None
+    return torch.compile(function, fullgraph=True, dynamic=False if static else None, backend=backend, options=options)
 
 
 def _same(made: Callable[..., Any]) -> Callable[..., Any]:

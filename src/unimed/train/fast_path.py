@@ -12,6 +12,7 @@ from unimed.model import attention
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.train import memory
 from unimed.train.compiled import compiled
+from unimed.train.folded import folded
 from unimed.train.masters import MasterAdamW
 
 logger = logging.getLogger("train")
@@ -28,6 +29,7 @@ def prepared(model: UniMedForConditionalGeneration, settings: Optimisation, devi
             stack.enter_context(attention.packed(model.model.language_model))
             stack.enter_context(_fitting(model, settings, device))
         if settings.compile:
+            stack.enter_context(folded(model.to(device)))
             stack.enter_context(compiled(model))
         masters = None
         if settings.dtype == "bfloat16" and settings.deepspeed is None:  # DeepSpeed has copies of its own
