@@ -4,8 +4,10 @@ float32 adapters under bfloat16 autocast, gradient checkpointing, samples padded
 positions, nothing compiled.
 """
 
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -34,7 +36,8 @@ def adapters(config: UniMedConfig, samples: Sequence[Drawn], steps: int, device:
         mask = torch.arange(ids.shape[1], device=device) < torch.tensor(batches[number], device=device).unsqueeze(1)
         return tuned(input_ids=ids, attention_mask=mask.long(), labels=ids.masked_fill(~mask, IGNORED)).loss
 
-    return sum(map(sum, batches[2:])) / _seconds(tuned, loss, steps, device)
+    times = _seconds(tuned, loss, steps, device)
+    return statistics.median(sum(lengths) / seconds for lengths, seconds in zip(batches[2:], times, strict=False))
 
 
 def alignment(config: UniMedConfig, sample: Drawn, steps: int, device: torch.device) -> float:
@@ -54,7 +57,7 @@ def alignment(config: UniMedConfig, sample: Drawn, steps: int, device: torch.dev
         labels[:, -sample.labelled :] = ids[:, -sample.labelled :]
         return language(inputs_embeds=torch.cat([seen, language.get_input_embeddings()(ids)], 1), labels=labels).loss
 
-    return BATCH * steps / _seconds(model, loss, steps, device)
+    return BATCH / statistics.median(_seconds(model, loss, steps, device))
 
 
 def _language(config: UniMedConfig, device: torch.device, around: nn.Module | None = None) -> LlamaForCausalLM:
@@ -67,23 +70,21 @@ def _language(config: UniMedConfig, device: torch.device, around: nn.Module | No
     return language.train()
 
 
-def _seconds(model: nn.Module, loss, steps: int, device: torch.device) -> float:
-    """Time of `steps` optimizer steps after two."""
+def _seconds(model: nn.Module, loss: Callable[[int], Tensor], steps: int, device: torch.device) -> list[float]:
+    """Time of each of `steps` optimizer steps after two. The median is what counts: a length's first batch takes seconds more."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
-    start = 0.0
+    ends = []
     for number in range(steps + 2):
-        if number == 2:
-            _wait(device)
-            start = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16):
             value = loss(number)
         value.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    _wait(device)
-    return time.perf_counter() - start
+        _wait(device)
+        ends.append(time.perf_counter())
+    return [after - before for before, after in pairwise(ends[1:])]
 
 
 def _wait(device: torch.device) -> None:

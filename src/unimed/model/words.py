@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 CHUNK = 1024
@@ -15,7 +15,7 @@ Head = Callable[[Float[Tensor, "row width"]], Float[Tensor, "row word"]]
 
 
 def loss(
-    head: Head, states: Float[Tensor, "row width"], wanted: Int[Tensor, " row"], trained: Sequence[nn.Parameter], chunk: int = CHUNK
+    head: Head, states: Float[Tensor, "row width"], wanted: Int[Tensor, " row"], trained: Sequence[Tensor], chunk: int = CHUNK
 ) -> Float[Tensor, ""]:
     """Mean cross-entropy of `head(states)`; `trained` are the head's parameters that want a gradient."""
     return _Words.apply(head, chunk, wanted, states, *trained)

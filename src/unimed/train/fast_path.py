@@ -12,7 +12,6 @@ from unimed.model import attention
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.train import memory
 from unimed.train.compiled import compiled
-from unimed.train.folded import folded
 from unimed.train.masters import MasterAdamW
 
 logger = logging.getLogger("train")
@@ -27,9 +26,9 @@ def prepared(model: UniMedForConditionalGeneration, settings: Optimisation, devi
     with ExitStack() as stack:
         if settings.row_tokens is not None:
             stack.enter_context(attention.packed(model.model.language_model))
-            stack.enter_context(_fitting(model, settings, device))
+            room = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+            stack.enter_context(fitting(model, settings, room))
         if settings.compile:
-            stack.enter_context(folded(model.to(device)))
             stack.enter_context(compiled(model))
         masters = None
         if settings.dtype == "bfloat16" and settings.deepspeed is None:  # DeepSpeed has copies of its own
@@ -41,10 +40,9 @@ def prepared(model: UniMedForConditionalGeneration, settings: Optimisation, devi
 
 
 @contextmanager
-def _fitting(model: UniMedForConditionalGeneration, settings: Optimisation, device: torch.device) -> Iterator[None]:
-    """Says how much memory the run will take, and has layers computed twice while the block runs where all their states are too much."""
+def fitting(model: UniMedForConditionalGeneration, settings: Optimisation, room: int | None) -> Iterator[None]:
+    """Says how much memory the run will take; where that is more than `room`, layers are computed twice while the block runs."""
     need = memory.estimate(model, settings)
-    room = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     short = room is not None and need.total > 0.95 * room
     logger.info("memory: %s%s", need, "; too much, so layers are computed twice" if short else "")
     if short:

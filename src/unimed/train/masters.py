@@ -16,17 +16,20 @@ class MasterAdamW(torch.optim.AdamW):
     def __init__(self, trained: Iterable[nn.Parameter], learning_rate: float):
         self.trained = list(trained)
         self.masters = [nn.Parameter(parameter.detach().float()) for parameter in self.trained]
+        self.gradients = [torch.zeros_like(master) for master in self.masters]
         super().__init__(self.masters, lr=learning_rate, weight_decay=0.0, fused=True)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyrefly: ignore[bad-override]
         """Step the copies by the parameters' gradients, then set the parameters to them."""
-        for master, parameter in zip(self.masters, self.trained, strict=True):
-            master.grad = None if parameter.grad is None else parameter.grad.float()
+        # All at once: one kernel for hundreds of small matrices.
+        came = [(own, parameter.grad) for own, parameter in zip(self.gradients, self.trained, strict=True) if parameter.grad is not None]
+        if came:
+            torch._foreach_copy_(*map(list, zip(*came, strict=True)))
+        for master, own, parameter in zip(self.masters, self.gradients, self.trained, strict=True):
+            master.grad = None if parameter.grad is None else own
         super().step()
         torch._foreach_copy_(self.trained, self.masters)
-        for master in self.masters:
-            master.grad = None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the parameters' gradients."""

@@ -21,7 +21,7 @@ class Estimate:
 
     weights: int
     optimizer: int
-    """Gradients, both moments and, in bfloat16, the float32 copies."""
+    """Gradients, both moments and, in bfloat16, float32 copies of weights and gradients."""
 
     states: int
     """What the layers keep for the gradient."""
@@ -51,7 +51,7 @@ def estimate(model: UniMedForConditionalGeneration, settings: Optimisation) -> E
     gradients = tokens * size * (2 * config.hidden_size + 3 * config.intermediate_size)
     return Estimate(
         weights=_bytes(chain(model.parameters(), model.buffers())),
-        optimizer=trained * (size + (12 if size < 4 else 8)),
+        optimizer=trained * (size + (16 if size < 4 else 8)),
         states=states + images * size * seen(model),
         work=max(logits, gradients),
     )
