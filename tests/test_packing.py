@@ -1,6 +1,7 @@
 """Packed rows: what goes together, and that a sample in a row is read, learned from and pointed in as if it stood alone."""
 
 import dataclasses
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -40,16 +41,13 @@ def learned(model, given, packed: bool, router: RouterLoss | None = None):
     given = dict(given)
     given.pop("masks")
     model.zero_grad()
-    if packed:
-        with attention.packed(model.model.language_model):
-            found = model(**given, segment=True, use_cache=False)
-    else:
-        found = model(**given, segment=True)
-    loss = found.loss + found.mask_logits.square().mean()
-    if router:
-        mask = None if packed else given["attention_mask"].bool()
-        loss = loss + sum(loop.router_terms(model, mask, router, given.get("packing")).values())
-    loss.backward()
+    with attention.packed(model.model.language_model) if packed else nullcontext():
+        found = model(**given, segment=True, use_cache=not packed)
+        loss = found.loss + found.mask_logits.square().mean()
+        if router:
+            mask = None if packed else given["attention_mask"].bool()
+            loss = loss + sum(loop.router_terms(model, mask, router, given.get("packing")).values())
+        loss.backward()
     return loss.detach(), found.mask_logits.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
