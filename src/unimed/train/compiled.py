@@ -40,7 +40,8 @@ def _compile(function: Callable[..., Any], backend: str, static: bool, alike: bo
 
     To check again at every call that a layer's many parts are what they were takes the CPU longer than the GPU needs for the layer.
     """
-    options = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe} if alike else None
+    unchecked = torch.compiler.skip_guard_on_all_nn_modules_unsafe
+    options: dict[str, str | int | bool | Callable[..., Any]] | None = {"guard_filter_fn": unchecked} if alike else None
     return torch.compile(function, fullgraph=True, dynamic=False if static else None, backend=backend, options=options)
 
 

@@ -64,11 +64,11 @@ def kept(layer: nn.Module, width: int) -> int:
     of linears that train or whose adapters do are kept too; those are the norms' outputs and the product.
     """
     out = {name.rpartition(".")[2]: linear for name, linear in layer.named_modules() if _linear(linear)}
-    kept = 2 * width + sum(out[name].out_features for name in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"))
-    kept += out["o_proj"].in_features
+    results = sum(int(out[name].out_features) for name in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"))
+    kept = 2 * width + results + int(out["o_proj"].in_features)
     learns = {name for name, linear in out.items() if _learns(linear)}
     kept += width * bool(learns & {"q_proj", "k_proj", "v_proj"}) + width * bool(learns & {"gate_proj", "up_proj"})
-    kept += out["down_proj"].in_features * ("down_proj" in learns)
+    kept += int(out["down_proj"].in_features) * ("down_proj" in learns)
     return kept + sum(rank(linear) for linear in out.values())
 
 
