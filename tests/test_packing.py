@@ -146,18 +146,18 @@ def test_a_seg_in_a_sample_without_an_image_before_it_is_refused(samples):
 
 
 def test_a_prompt_ends_at_the_first_answer_of_its_own_sample():
-    """I is an image token, A the opening of an answer (two tokens, AB), x words: two samples and padding."""
-    text = "IxxABxABxIxABxAB.."
+    """I is an image token, AB the opening of an answer, x words: two samples, at whose seam there is no opening, and padding."""
+    text = "IxxABxABABxIxABxAB.."
     config = tiny.config(tiny.processor().tokenizer, answer_opening=[65, 66], image_token_id=73)
     ids = torch.tensor([[ord(letter) for letter in text]])
-    bounds = torch.tensor([0, 9, 16, 18, *[18] * 16], dtype=torch.int32)
-    segment = torch.tensor([0] * 9 + [1] * 7 + [2] * 2)
+    bounds = torch.tensor([0, 9, 18, 20, *[20] * 18], dtype=torch.int32)
+    segment = torch.tensor([0] * 9 + [1] * 9 + [2] * 2)
     empty = torch.empty(0, dtype=torch.long)
     places = {"images": empty, "predicting": empty, "wanted": empty, "shown": empty, "pointing": empty.view(2, 0)}
-    packing = Packing(samples=2, tokens=16, extent=torch.tensor([3, 9]), bounds=bounds, segment=segment, regions=empty.view(3, 0), **places)
+    packing = Packing(samples=2, tokens=18, extent=torch.tensor([3, 9]), bounds=bounds, segment=segment, regions=empty.view(3, 0), **places)
     found = prompts(ids, ids != ord("."), config, packing)[0]
     # The opening belongs to the prompt, which its image does not.
-    assert "".join("x" if kept else "-" for kept in found) == "-xxxx-----xxx-----"
+    assert "".join("x" if kept else "-" for kept in found) == "-xxxx----xx-xxx-----"
 
 
 def test_best_fit_puts_each_size_where_least_room_is_left():

@@ -19,7 +19,10 @@ logger = logging.getLogger("train")
 
 @contextmanager
 def prepared(model: UniMedForConditionalGeneration, settings: Optimisation, device: torch.device) -> Iterator[MasterAdamW | None]:
-    """The model ready for a run on a device; gives the optimizer where it is not the trainer's own. What trained is float32 afterwards."""
+    """The model ready for a run on a device; gives the optimizer where it is not the trainer's own.
+
+    What trained is float32 afterwards.
+    """
     if settings.row_tokens is not None and device.type == "cuda" and settings.dtype == "float32":
         raise InputError("params.yaml: expected dtype bfloat16 where rows are packed on a GPU, found float32")
     model.to(getattr(torch, settings.dtype))
