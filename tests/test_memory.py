@@ -1,61 +1,48 @@
-"""A large language model is read one tensor at a time: never twice in memory, and not at all while its foundation is made."""
+"""What a run takes is told before it starts, and where it is too much, layers are computed twice."""
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import torch
+from test_fast_path import ROWS, TEXT, model, with_adapter
+from test_loop import several
+from test_packing import adapted, learned, rows_of
 
-import originals
-import pytest
-from safetensors.torch import save_file
-
-from unimed.model import assemble, foundations
-
-pytestmark = pytest.mark.slow
-MIB = 2**20
-LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8, "num_attention_heads": 8}
+from unimed.config import Optimisation
+from unimed.model import assemble
+from unimed.train import fast_path, loop, memory
 
 
-def own_memory() -> int:
-    """Bytes that belong to this process alone; pages of files that were mapped do not count."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
-    return int(line.split()[1]) * 1024
+def test_the_memory_a_layer_keeps_is_counted_by_hand():
+    made = model()
+    width, inner = TEXT["hidden_size"], TEXT["intermediate_size"]
+    layer = made.model.language_model.layers[0]
+    loop.train_only(made, assemble.ALIGNED)
+    # Inputs of two norms; query, key, value and what was attended to; gate and up.
+    assert memory.kept(layer, width) == 6 * width + 2 * inner
+    tuned = with_adapter(rank=3).model.language_model.layers[0]
+    assert memory.kept(tuned, width) == 6 * width + 2 * inner + 2 * width + inner + 7 * 3
 
 
-@contextmanager
-def watched() -> Iterator[list[int]]:
-    """The most memory beyond that at the start, in the first item once the block has ended."""
-    before, most, done = own_memory(), [0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.002):
-            most[0] = max(most[0], own_memory() - before)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield most
-    finally:
-        done.set()
-        thread.join()
-        most[0] = max(most[0], own_memory() - before)
+def test_a_run_is_told_what_it_will_take():
+    made = with_adapter(rank=2)
+    trained = sum(value.numel() for value in made.parameters() if value.requires_grad)
+    found = memory.estimate(made, Optimisation(**(ROWS | {"row_tokens": 512})))
+    weights = sum(value.nbytes for value in [*made.parameters(), *made.buffers()])
+    kept = memory.kept(made.model.language_model.layers[0], TEXT["hidden_size"])
+    assert (found.weights, found.optimizer, found.states) == (weights, 12 * trained, 2 * 512 * 4 * kept)
+    assert found.work == 1024 * 512 * (8 + 12)
+    assert str(memory.Estimate(2**30, 2**29, 2**31, 0)) == "3.5 GiB expected: weights 1.0, optimizer 0.5, states 2.0, work 0.0"
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
-def test_a_language_model_is_in_memory_once(tmp_path):
-    places = originals.originals(tmp_path / "raw")
-    language = originals.LlamaForCausalLM(originals.LlamaConfig(**originals.LANGUAGE | LARGE)).bfloat16()
-    size = sum(tensor.numel() * 2 for tensor in language.parameters())
-    assert size > 200 * MIB
-    for part in places["language_model"].glob("model*"):
-        part.unlink()
-    save_file({name: value.clone() for name, value in language.state_dict().items()}, places["language_model"] / "model.safetensors")
-    language.config.save_pretrained(places["language_model"])
-    del language
-    with watched() as making:
-        foundations.write(tmp_path / "foundation", originals.VLM, places)
-    assert making[0] < 0.3 * size
-    with watched() as loading:
-        made = assemble.foundation(tmp_path / "foundation")
-    assert 0.9 * size < loading[0] < 1.3 * size
-    assert next(made.model.model.language_model.parameters()).dtype.itemsize == 2
+def test_where_memory_is_short_layers_are_computed_twice_and_learn_the_same(tmp_path, caplog):
+    made, given = adapted(), rows_of(list(several(tmp_path, 5)))
+    made.train()
+    expected = learned(made, given, packed=True)
+    expected = expected[0], {name: value.clone() for name, value in expected[2].items()}
+    layers, settings = made.model.language_model.layers, Optimisation(**ROWS)
+    with caplog.at_level("INFO", logger="train"), fast_path.fitting(made, settings, room=2**20):
+        assert all(layer.gradient_checkpointing for layer in layers)
+        again = learned(made, given, packed=True)
+    assert "too much, so layers are computed twice" in caplog.text
+    assert not any(layer.gradient_checkpointing for layer in layers)
+    torch.testing.assert_close((again[0], again[2]), expected, atol=1e-6, rtol=1e-4)
+    with fast_path.fitting(made, settings, room=2**40):
+        assert not any(layer.gradient_checkpointing for layer in layers)

@@ -1,15 +1,10 @@
 """params.yaml as types: one frozen section per key, unknown keys are errors, the note under each field is its documentation."""
 
-from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Section(BaseModel):
-    """A section of params.yaml: values never change, unknown keys and values out of range are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+from unimed.sections import Optimisation, Section
 
 
 class Split(Section):
@@ -105,18 +100,6 @@ class Vlm(Section):
     """Ablation: which stages of the detail tower are fused into the ViT."""
     tile_detail: Literal["slice", "whole"] = "slice"
     """Ablation: whether a tile is fused with its own window of the canvas's detail maps or with all of them, pooled to its size."""
-
-
-class Optimisation(Section):
-    """AdamW with linear warm-up and cosine decay to zero; steps are optimizer steps, always."""
-
-    batch_size: int = Field(gt=0)
-    """Samples of an optimizer step, over all processes of the run together."""
-    max_steps: int = Field(gt=0)
-    learning_rate: float = Field(gt=0)
-    warmup_steps: int = Field(default=20, ge=0)
-    deepspeed: Path | None = None
-    """A DeepSpeed configuration as JSON, for runs under torchrun; none means plain torch."""
 
 
 class MaskLoss(Section):

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import Cache
 
 from unimed.model.configuration import UniMedConfig
+from unimed.model.packing import Packing
 
 SIDES = (("lora_A", "expert_in", 0), ("lora_B", "expert_out", 1))
 """What peft calls the two halves of an adapter, what they are called here, and the dimension along which they stand together."""
@@ -56,9 +57,16 @@ class Router(nn.Module):
         self.fixed: tuple[float, ...] | None = None
 
     def forward(
-        self, hidden: Float[Tensor, "batch seq width"], prompt: Bool[Tensor, "batch seq"] | None, cache: Cache | None
+        self,
+        hidden: Float[Tensor, "batch seq width"],
+        prompt: Bool[Tensor, "batch seq"] | None,
+        cache: Cache | None,
+        packing: Packing | None = None,
     ) -> Float[Tensor, "batch seq_or_one rank"]:
         """Gates spread over the experts' ranks, scaling included."""
+        if packing is not None:
+            gates, self.logits = self.packed(hidden, prompt, packing.segment)
+            return gates
         remembered = getattr(cache, "expert_gates", {})
         if self.level == "sequence" and self.layer in remembered and cache.get_seq_length(self.layer):
             return remembered[self.layer]
@@ -70,6 +78,25 @@ class Router(nn.Module):
         if self.level == "sequence" and cache is not None:
             cache.expert_gates = {**remembered, self.layer: gates.detach()}
         return gates
+
+    def packed(
+        self, hidden: Float[Tensor, "1 position width"], prompt: Bool[Tensor, "1 position"], segment: Int[Tensor, " position"]
+    ) -> tuple[Float[Tensor, "1 position rank"], Float[Tensor, "1 decision expert"]]:
+        """Gates for every position of a packed sequence, and the logits behind them: one per position or one per segment.
+
+        A segment's mean is taken of what the linear layer says of each position, which is the same and far less to add up. There
+        are as many decisions as positions, so that all batches have as many; those after the last segment mean nothing.
+        """
+        unit = nn.functional.rms_norm(hidden.float(), hidden.shape[-1:])
+        # Expert by expert: compiled, all are one sweep over the states, which a product would first write out in float32.
+        logits = torch.stack([(unit * row).sum(-1) for row in self.linear.weight.float()], -1)
+        if self.level == "sequence":
+            weight = prompt[0].float().unsqueeze(-1)
+            count = torch.zeros_like(weight).index_add(0, segment, weight)
+            logits = (torch.zeros_like(logits[0]).index_add(0, segment, logits[0] * weight) / count.clamp(min=1)).unsqueeze(0)
+        logits = logits + self.linear.bias.float()
+        shares = self.chosen(logits)
+        return (shares[:, segment] if self.level == "sequence" else shares) @ self.spread.float(), logits
 
     def chosen(self, logits: Float[Tensor, "batch seq expert"]) -> Float[Tensor, "batch seq expert"]:
         """The share of each expert; sums to one unless it was fixed otherwise."""
@@ -98,7 +125,7 @@ def install(language_model: nn.Module, config: UniMedConfig) -> None:
 def _route(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Set the gates of a layer's linears from its input; the prompt's extent is meant for the router alone."""
     kwargs = dict(kwargs)
-    gates = layer.router(args[0], kwargs.pop("prompt", None), kwargs.get("past_key_values"))
+    gates = layer.router(args[0], kwargs.pop("prompt", None), kwargs.get("past_key_values"), kwargs.get("packing"))
     for linear in layer.modules():
         if isinstance(linear, RoutedLinear):
             linear.gates = gates
@@ -136,8 +163,12 @@ def unstack(tensors: Mapping[str, Tensor], config: UniMedConfig) -> dict[str, di
     return adapters
 
 
-def take_decisions(model: nn.Module, mask: Bool[Tensor, "batch seq"]) -> Float[Tensor, "layer decision expert"]:
+def take_decisions(
+    model: nn.Module, mask: Bool[Tensor, "batch seq"] | None, packing: Packing | None = None
+) -> Float[Tensor, "layer decision expert"]:
     """The routers' logits of the pass just made: on the token level one for each position of `mask`, else one per sequence.
+
+    Of a packed sequence: one for each position before the padding, or one per sample.
 
     They can be taken once. Raises RuntimeError for a router that has decided nothing since.
     """
@@ -147,7 +178,10 @@ def take_decisions(model: nn.Module, mask: Bool[Tensor, "batch seq"]) -> Float[T
     logits = torch.stack([router.logits for router in routers])
     for router in routers:
         router.logits = None
-    return logits[:, mask] if routers[0].level == "token" else logits.squeeze(2)
+    token = routers[0].level == "token"
+    if packing is not None:
+        return logits[:, 0, : packing.tokens if token else packing.samples]
+    return logits[:, mask] if token else logits.squeeze(2)
 
 
 def balance_loss(logits: Float[Tensor, "layer decision expert"]) -> Float[Tensor, ""]:

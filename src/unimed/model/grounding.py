@@ -34,13 +34,12 @@ class Grounding(nn.Module):
         states: Float[Tensor, "mask width"],
         image_index: Int[Tensor, " mask"],
     ) -> Float[Tensor, "mask low low"]:
-        """Low-resolution mask logits for every state, all in one decoder call; each image is encoded once."""
-        used, row = image_index.unique(return_inverse=True)
+        """Low-resolution mask logits for every state, all in one decoder call. Every image is encoded, once."""
         # The language model, the projection and the mask model may each have come in a type of their own.
         kind = self.sam.prompt_encoder.no_mask_embed.weight.dtype
-        features = self.sam.encode(self.normalise(images[used].to(kind)))
+        features = self.sam.encode(self.normalise(images.to(kind)))
         sparse = self.text_hidden_fcs(states.to(next(self.text_hidden_fcs.parameters()).dtype)).unsqueeze(1)
-        return self.sam.decode(features[row], sparse.to(kind))[0]
+        return self.sam.decode(features[image_index], sparse.to(kind))[0]
 
 
 def image_of_each(

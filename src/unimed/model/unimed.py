@@ -1,68 +1,22 @@
 """Uni-MedVLM assembled: hybrid encoder, projector, language model with experts, and masks for `<SEG>` tokens."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, interpolate
-from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
-from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers import AutoModel, Cache, GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from unimed.errors import InputError
-from unimed.model import experts, views
+from unimed.model import experts, views, words
 from unimed.model.canvas import Grid
 from unimed.model.configuration import UniMedConfig
 from unimed.model.grounding import Grounding, image_of_each
-from unimed.model.sam_decoder import FourierPositions
-from unimed.model.sam_med2d import GridAttention, ImageEncoder
-from unimed.model.vision import Fusion, HybridEncoder, Projector
-
-
-@dataclass
-class UniMedOutput(CausalLMOutputWithPast):
-    """A causal language model's output with, for every `<SEG>`, the logits of its mask."""
-
-    mask_logits: Float[Tensor, "mask size size"] | None = None
-
-
-class UniMedPreTrainedModel(PreTrainedModel):
-    """What all parts share with transformers: configuration, initialisation, strict loading."""
-
-    config: UniMedConfig
-    base_model_prefix = "model"
-    main_input_name = "input_ids"
-    input_modalities = ["image", "text"]
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_attention_backend = True
-    # The loss holds terms that are no sum over label tokens, so the trainer must not rescale it by their count.
-    accepts_loss_kwargs = False
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Initial values of our own modules; fusions start closed. Experts and routers are made at zero and stay there."""
-        super()._init_weights(module)
-        if isinstance(module, Fusion):
-            init.zeros_(module.gate)
-        elif isinstance(module, ImageEncoder | GridAttention | FourierPositions):
-            module.reset_parameters()
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> "UniMedPreTrainedModel":
-        """The model of a folder; a missing, unexpected or misshapen tensor is an InputError that names it."""
-        # Misshapen tensors are let through only to be named below: transformers' own error does not say which.
-        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        wrong = {kind: sorted(map(str, names))[:3] for kind, names in info.items() if names}
-        if wrong:
-            raise InputError(f"{pretrained_model_name_or_path}: expected exactly the tensors of its config.json, found {wrong}")
-        return model
+from unimed.model.packing import Packing, fill, prompts
+from unimed.model.pretrained import UniMedOutput, UniMedPreTrainedModel
+from unimed.model.vision import HybridEncoder, Projector
 
 
 class UniMedModel(UniMedPreTrainedModel):
@@ -98,12 +52,14 @@ class UniMedModel(UniMedPreTrainedModel):
         image_sizes: Int[Tensor, "image 2"] | None = None,
         seg_input: Float[Tensor, " width"] | None = None,
         use_cache: bool | None = None,
+        packing: Packing | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states after the language model's final norm.
 
         `pixel_values` holds RGB in [0, 1] and, in further channels, one region mask each, in the order of their `<region>`
         tokens; all-zero channels are padding. With canvases it holds views, and `image_sizes` says which canvas each image has.
+        With `packing` the text is one packed sequence, read within `attention.packed`, and there are no canvases.
         """
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             # As `generate` counts: padding takes no position, so a cache filled here can be continued there.
@@ -111,12 +67,18 @@ class UniMedModel(UniMedPreTrainedModel):
         embeds = self.get_input_embeddings()(input_ids)
         if seg_input is not None:
             embeds = torch.where((input_ids == self.config.seg_token_id).unsqueeze(-1), seg_input.to(embeds.dtype), embeds)
-        if pixel_values is not None:
+        if packing is not None:
+            kwargs["packing"] = packing
+        if pixel_values is not None and packing is not None:
+            embeds = fill(embeds, self.image_features(pixel_values[:, :3].to(self.dtype)), pixel_values[:, 3:].to(self.dtype), packing)
+        elif pixel_values is not None:
             embeds = self._with_images(embeds, input_ids, views.read(self.config, pixel_values, image_sizes))
         elif bool((input_ids == self.config.image_token_id).any()):
             raise ValueError("expected pixel_values for the image tokens of the text, found none")
         if self.config.experts:
-            kwargs["prompt"] = self._prompt(input_ids, attention_mask)
+            two = attention_mask is not None and attention_mask.dim() == 2
+            mask = attention_mask[:, -input_ids.shape[1] :].bool() if two else torch.ones_like(input_ids, dtype=torch.bool)
+            kwargs["prompt"] = prompts(input_ids, mask, self.config, packing)
         return self.language_model(
             inputs_embeds=embeds,
             attention_mask=attention_mask,
@@ -148,20 +110,6 @@ class UniMedModel(UniMedPreTrainedModel):
             embeds = embeds.masked_scatter(slots.unsqueeze(-1), vectors)
         return embeds
 
-    def _prompt(
-        self, input_ids: Int[Tensor, "batch seq"], attention_mask: Int[Tensor, "batch seq_so_far"] | None
-    ) -> Bool[Tensor, "batch seq"]:
-        """Which positions are text before the first answer: what a router on the sequence level may look at."""
-        opening = torch.tensor(list(self.config.answer_opening), device=input_ids.device)
-        prompt = input_ids != self.config.image_token_id
-        if attention_mask is not None and attention_mask.dim() == 2:
-            prompt &= attention_mask[:, -input_ids.shape[1] :].bool()
-        if not 0 < len(opening) <= input_ids.shape[1]:
-            return prompt
-        opens = (input_ids.unfold(1, len(opening), 1) == opening).all(-1).int()
-        answered = nn.functional.pad(opens.cumsum(1), (len(opening), 0))[:, : input_ids.shape[1]].bool()
-        return prompt & ~answered
-
 
 class UniMedForConditionalGeneration(UniMedPreTrainedModel, GenerationMixin):
     """Answers in words and, for every `<SEG>` among them, a mask."""
@@ -190,15 +138,19 @@ class UniMedForConditionalGeneration(UniMedPreTrainedModel, GenerationMixin):
         labels: Int[Tensor, "batch seq"] | None = None,
         segment: bool = False,
         logits_to_keep: int = 0,
+        packing: Packing | None = None,
         **kwargs: Any,
     ) -> UniMedOutput:
         """Next-token logits; with `labels` also their mean cross-entropy; with `segment` also mask logits for every `<SEG>`.
 
         `image_sizes` is named because `generate` refuses what no signature names.
         """
+        read = {"input_ids": input_ids, "attention_mask": attention_mask, "packing": packing}
         images = {"pixel_values": pixel_values, "image_sizes": image_sizes}
-        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, seg_input=self.grounding.seg_input, **images, **kwargs)
+        outputs = self.model(**read, **images, seg_input=self.grounding.seg_input, **kwargs)
         hidden = outputs.last_hidden_state
+        if packing is not None:
+            return self._packed(hidden[0], pixel_values if segment else None, packing)
         kept = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
         loss = None
         if labels is not None:
@@ -210,6 +162,20 @@ class UniMedForConditionalGeneration(UniMedPreTrainedModel, GenerationMixin):
         seen = views.read(self.config, pixel_values, image_sizes) if segment and pixel_values is not None else None
         masks = None if seen is None else self._masks(hidden, input_ids, seen)
         return UniMedOutput(loss=loss, logits=self._head(kept), past_key_values=outputs.past_key_values, mask_logits=masks)
+
+    def _packed(
+        self,
+        hidden: Float[Tensor, "position width"],
+        pixel_values: Float[Tensor, "image channel size size"] | None,
+        packing: Packing,
+    ) -> UniMedOutput:
+        """The loss on the labelled words of a packed sequence and, with pixels, mask logits for its `<SEG>`s."""
+        trained = [side for side in (self.lm_head.weight, self.grounding.seg_output) if side.requires_grad]
+        loss = words.loss(self._head, hidden[packing.predicting], packing.wanted, trained)
+        if pixel_values is None or not packing.pointing.shape[1]:
+            return UniMedOutput(loss=loss)
+        position, row = packing.pointing
+        return UniMedOutput(loss=loss, mask_logits=self.grounding(self._shown(pixel_values[packing.shown]), hidden[position], row))
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
@@ -235,9 +201,13 @@ class UniMedForConditionalGeneration(UniMedPreTrainedModel, GenerationMixin):
         """Mask logits for every `<SEG>` of the batch, row by row, each on the square view of the last image before it."""
         tokens = input_ids == self.config.seg_token_id
         image = image_of_each(tokens, input_ids == self.config.image_token_id, seen.tokens)
-        size, colours = self.config.mask_config.image_size, seen.square.to(self.dtype)
-        shown = adaptive_avg_pool2d(colours, size) if colours.shape[-1] >= size else interpolate(colours, size)
-        return self.grounding(shown, hidden[tokens], image)
+        used, row = image.unique(return_inverse=True)
+        return self.grounding(self._shown(seen.square[used]), hidden[tokens], row)
+
+    def _shown(self, square: Float[Tensor, "image 3 size size"]) -> Float[Tensor, "image 3 small small"]:
+        """Images as the mask encoder sees them."""
+        size, colours = self.config.mask_config.image_size, square.to(self.dtype)
+        return adaptive_avg_pool2d(colours, size) if colours.shape[-1] >= size else interpolate(colours, size)
 
     @torch.no_grad()
     def write_seg_rows(self) -> None:

@@ -1,6 +1,8 @@
 """Samples as training batches: conversations through the chat template, labels on the answers, target masks per `<SEG>`."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +14,17 @@ from unimed.errors import InputError
 from unimed.model.processor import IMAGE, Message, Picture, Size, UniMedProcessor
 
 IGNORED = -100
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
 Spans = list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A sample as a part of a packed row."""
+
+    sample: Sample
+    ids: Int[np.ndarray, " token"]
+    labels: Int[np.ndarray, " token"]
 
 
 def messages(sample: Sample) -> list[Message]:
@@ -88,11 +99,21 @@ class Collator:
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """One batch; its image rows are in the samples' order."""
+        return labelled(
+            self.processor, [self.text(sample) for sample in samples], [[(sample.height, sample.width)] for sample in samples]
+        ) | self.seen(samples)
+
+    def piece(self, sample: Sample) -> Piece:
+        """A sample's ids and labels; nothing is unpacked yet."""
+        made = labelled(self.processor, [self.text(sample)], [[(sample.height, sample.width)]])
+        return Piece(sample, made["input_ids"][0].numpy(), made["labels"][0].numpy())
+
+    def seen(self, samples: Sequence[Sample]) -> Batch:
+        """`pixel_values` of the samples' images with their `image_sizes` and, where there are targets, their `masks`."""
         pictures = [picture(sample) for sample in samples]
-        batch = labelled(self.processor, [self.text(sample) for sample in samples], [[item.size] for item in pictures])
-        batch |= {"pixel_values": self.processor.pixels(pictures), "image_sizes": torch.tensor([item.size for item in pictures])}
+        pixels = {"pixel_values": self.processor.pixels(pictures), "image_sizes": torch.tensor([item.size for item in pictures])}
         targets = [self.processor.target(mask) for sample in samples for turn in sample.turns for mask in turn.targets]
-        return batch | ({"masks": torch.stack(targets)} if targets else {})
+        return pixels | ({"masks": torch.stack(targets)} if targets else {})
 
 
 def blanked(batch: Batch) -> Batch:

@@ -71,9 +71,10 @@ class Resumable(Trainer):
         optimizer, generators, drawn = self.optimizer.state_dict(), *random_state()
         trained = {f"model/{name}": value for name, value in self.model.named_parameters() if value.requires_grad}
         moments = {f"optimizer/{key}/{name}": value for key, state in optimizer["state"].items() for name, value in state.items()}
+        copies = {f"masters/{number:06d}": value for number, value in enumerate(optimizer.get("masters", ()))}
         summed = {"log/loss": self._tr_loss, **{f"log/{name}": torch.stack(values) for name, values in self.noted.items()}}
         numbers = {"groups": optimizer["param_groups"], "schedule": self.lr_scheduler.state_dict(), "random": drawn}
-        return {**trained, **moments, **generators, **summed}, {**numbers, "logged_at": self._globalstep_last_logged}
+        return {**trained, **moments, **copies, **generators, **summed}, {**numbers, "logged_at": self._globalstep_last_logged}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Give what trains the values of a checkpoint."""
@@ -85,11 +86,13 @@ class Resumable(Trainer):
         if checkpoint is None:
             return
         moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in _part(load_file(Path(checkpoint) / artifacts.WEIGHTS), "optimizer/").items():
+        tensors = load_file(Path(checkpoint) / artifacts.WEIGHTS)
+        for name, value in _part(tensors, "optimizer/").items():
             key, kind = name.split("/")
             moments.setdefault(int(key), {})[kind] = value
         numbers = _numbers(checkpoint)
-        self.optimizer.load_state_dict({"state": moments, "param_groups": numbers["groups"]})
+        copies = [value for _, value in sorted(_part(tensors, "masters/").items())]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": numbers["groups"]} | ({"masters": copies} if copies else {}))
         self.lr_scheduler.load_state_dict(numbers["schedule"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:

@@ -17,12 +17,15 @@ from unimed import tracking
 from unimed.config import MaskLoss, Optimisation, RouterLoss
 from unimed.errors import InputError
 from unimed.model import experts
+from unimed.model.packing import Packing
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.progress import Ticker
-from unimed.train import checkpoint, losses
+from unimed.train import checkpoint, fast_path, losses
 from unimed.train.batch import Batch, Collator
 from unimed.train.checkpoint import Resumable
 from unimed.train.draws import Draws, Epochs
+from unimed.train.rows import RowCollator, Rows
+from unimed.train.watch import Watch
 
 logger = logging.getLogger("train")
 TAUGHT_BY_MASKS = ("grounding.sam.", "grounding.text_hidden_fcs.")
@@ -113,22 +116,32 @@ class StageTrainer(Resumable):
     router_loss: RouterLoss | None = None
     progress: Progress
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.watch = Watch()
+
     def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, **kwargs: Any) -> Any:
         """The loss of one batch; FloatingPointError, with the step and the parts, when it is not finite."""
         inputs = dict(inputs)
-        masks = inputs.pop("masks", None)
+        masks, packing = inputs.pop("masks", None), inputs.get("packing")
         self.progress.masked |= masks is not None
-        outputs = model(**inputs, segment=masks is not None)
+        # A packed row is read once; nobody goes on from its cache.
+        outputs = model(**inputs, segment=masks is not None, **({} if packing is None else {"use_cache": False}))
         parts = {"words": outputs.loss}
         if masks is not None and self.mask_loss is not None:
             parts |= mask_terms(outputs.mask_logits, masks, self.mask_loss)
         if self.router_loss is not None:
-            parts |= router_terms(model, inputs["attention_mask"].bool(), self.router_loss)
+            mask = inputs["attention_mask"].bool() if packing is None else None
+            parts |= router_terms(model, mask, self.router_loss, packing)
         loss = torch.stack(list(parts.values())).sum()
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"expected a finite loss at step {self.state.global_step}, found {parts}")
+        self.watch.look(self.state.global_step, parts)
         self._note(parts)
         return (loss, outputs) if return_outputs else loss
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint, once all losses so far are known to be finite."""
+        self.watch.arrive()
+        super()._save_checkpoint(model, trial)
 
     def _note(self, parts: dict[str, Tensor]) -> None:
         for name, value in parts.items():
@@ -141,20 +154,22 @@ class StageTrainer(Resumable):
 
 
 def mask_terms(low: Float[Tensor, "mask low low"], target: Float[Tensor, "mask size size"], weights: MaskLoss) -> dict[str, Tensor]:
-    """Pixel and overlap loss of predicted masks, averaged over masks, at the target's size."""
-    logits = interpolate(low.unsqueeze(1), target.shape[-1], mode="bilinear", align_corners=False).squeeze(1)
+    """Pixel and overlap loss of predicted masks, averaged over masks, at the target's size, in float32."""
+    logits = interpolate(low.float().unsqueeze(1), target.shape[-1], mode="bilinear", align_corners=False).squeeze(1)
     return {
         "pixel": weights.pixel_weight * losses.pixel(logits, target).mean(),
         "dice": weights.dice_weight * losses.dice(logits, target).mean(),
     }
 
 
-def router_terms(model: nn.Module, mask: Bool[Tensor, "batch seq"], weights: RouterLoss) -> dict[str, Tensor]:
+def router_terms(
+    model: nn.Module, mask: Bool[Tensor, "batch seq"] | None, weights: RouterLoss, packing: Packing | None = None
+) -> dict[str, Tensor]:
     """Balance and z-loss over what the routers decided in the forward pass just made.
 
     On the token level every position that is no padding counts, image positions too; on the sequence level every sequence once.
     """
-    logits = experts.take_decisions(model, mask)
+    logits = experts.take_decisions(model, mask, packing)
     return {
         "balance": weights.balance_weight * experts.balance_loss(logits),
         "z": weights.z_weight * experts.z_loss(logits),
@@ -171,18 +186,25 @@ def fit(
     mask_loss: MaskLoss | None = None,
     router_loss: RouterLoss | None = None,
 ) -> list[dict[str, float]]:
-    """Train what requires a gradient for `settings.max_steps` optimizer steps; returns what was logged, in evaluation mode."""
-    draws, progress = Draws(epochs, settings.max_steps * settings.batch_size, seed), Progress(label, settings.max_steps)
-    trainer = StageTrainer(
-        model=model,
-        args=arguments(settings, seed),
-        train_dataset=draws,
-        data_collator=collator,
-        callbacks=[progress],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.mask_loss, trainer.router_loss, trainer.progress = mask_loss, router_loss, progress
-    checkpoint.train(trainer, label)
+    """Train what requires a gradient for `settings.max_steps` optimizer steps; returns what was logged, in evaluation mode.
+
+    What trained is float32 afterwards, whatever it was trained in.
+    """
+    length, progress = settings.max_steps * settings.batch_size, Progress(label, settings.max_steps)
+    draws = Draws(epochs, length, seed)
+    batches: dict[str, Any] = {"train_dataset": draws, "data_collator": collator}
+    if settings.row_tokens is not None:
+        if model.config.canvases:
+            raise InputError("params.yaml: expected row_tokens or canvases, found both: rows are packed of images of one size alone")
+        rows = Rows(draws, collator.piece, settings.row_tokens, length)
+        batches = {"train_dataset": rows, "data_collator": RowCollator(collator, settings.row_tokens)}
+    args = arguments(settings, seed)
+    with fast_path.prepared(model, settings, args.device) as masters:
+        trainer = StageTrainer(model=model, args=args, callbacks=[progress], optimizers=(masters, None), **batches)
+        trainer.remove_callback(PrinterCallback)
+        trainer.mask_loss, trainer.router_loss, trainer.progress = mask_loss, router_loss, progress
+        checkpoint.train(trainer, label)
+        trainer.watch.arrive()
     model.eval()
     return [{name: float(value) for name, value in entry.items()} for entry in trainer.state.log_history if "loss" in entry]
 
@@ -213,8 +235,13 @@ def arguments(settings: Optimisation, seed: int) -> TrainingArguments:
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
+        # It would wait for the GPU in every step; `Watch` looks at losses when they have arrived.
+        logging_nan_inf_filter=False,
         use_cpu=not gpu,
         dataloader_pin_memory=gpu,
+        dataloader_num_workers=settings.workers,
+        dataloader_persistent_workers=settings.workers > 0,
+        accelerator_config={"non_blocking": gpu},
         deepspeed=settings.deepspeed,
         seed=seed,
     )

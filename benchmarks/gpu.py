@@ -1,0 +1,225 @@
+"""Speed and memory of stages 1 to 4 at full size on random weights, beside the baseline, in one process.
+
+python -m benchmarks.gpu [--shape llama-7b] [--row-tokens 8192] [--steps 20] [--only stage1,stage2,mix,stage3,stage4]
+"""
+
+import argparse
+import gc
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch._dynamo.utils import counters
+
+from benchmarks import plain
+from benchmarks.shapes import Drawn, DrawnCollator, Endless, build, config, drawn, flops, mixed
+from unimed.config import MaskLoss, Optimisation, RouterLoss
+from unimed.model import adapters, assemble
+from unimed.model.unimed import UniMedForConditionalGeneration
+from unimed.train import loop, memory
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+WARM = 10 if DEVICE.type == "cuda" else 2
+"""Steps before the clock starts: the first compiles, the others fill the memory that batches are read ahead into."""
+
+
+class Enough(Exception):  # noqa: N818
+    """All steps were seen."""
+
+
+@dataclass
+class Clock:
+    """Notes when every pass begins, what it reads, and stops the run after as many as asked."""
+
+    steps: int
+    began: float = field(default_factory=time.perf_counter)
+    ticks: list[Any] = field(default_factory=list)
+    samples: int = 0
+    tokens: int = 0
+    warm: float = 0.0
+    graphs: int = 0
+
+    def tick(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """A pass begins."""
+        if len(self.ticks) == WARM:
+            _wait()
+            self.warm, self.graphs = time.perf_counter() - self.began, counters["stats"]["unique_graphs"]
+        if len(self.ticks) >= WARM + self.steps:
+            self.ticks.append(_now())
+            raise Enough
+        if len(self.ticks) >= WARM:
+            self.samples, self.tokens = self.samples + kwargs["packing"].samples, self.tokens + kwargs["packing"].tokens
+        self.ticks.append(_now())
+
+    def seconds(self) -> float:
+        """Time of the steps after the warm ones."""
+        _wait()
+        first, last = self.ticks[WARM], self.ticks[-1]
+        return first.elapsed_time(last) / 1000 if DEVICE.type == "cuda" else last - first
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run of our own loop did."""
+
+    step: float
+    samples: float
+    tokens: float
+    warm: float
+    recompiles: int
+    peak: float
+    expected: float
+
+
+def ours(
+    shape: str, samples: Sequence[Drawn], settings: dict[str, Any], steps: int, experts: int = 0, rank: int = 16, **losses: Any
+) -> Measured:
+    """A stage through `loop.fit`: what trains follows from its losses and experts."""
+    names = [f"e{number}" for number in range(experts)]
+    more = {"experts": names, "expert_ranks": [rank] * experts, "expert_scalings": [2.0] * experts}
+    model = build(config(shape, **(more | {"expert_targets": list(assemble.EXPERT_TARGETS)} if experts else {})), DEVICE)
+    loop.train_only(model, _trained(model, settings.pop("trained"), rank))
+    chosen = Optimisation(max_steps=100_000, learning_rate=1e-4, **settings)
+    torch._dynamo.reset()
+    _clear()
+    expected = memory.estimate(model, chosen).total / memory.GIB
+    clock = Clock(steps)
+    handle = model.register_forward_pre_hook(clock.tick, with_kwargs=True)
+    try:
+        loop.fit(model, Endless(samples), DrawnCollator(model.config), chosen, 0, "benchmark", **losses)
+    except Enough:
+        handle.remove()
+    seconds, peak = clock.seconds(), torch.cuda.max_memory_allocated() / memory.GIB if DEVICE.type == "cuda" else 0.0
+    step = seconds / steps
+    recompiles = counters["stats"]["unique_graphs"] - clock.graphs
+    warm = clock.warm - WARM * step
+    return Measured(step, clock.samples / seconds, clock.tokens / seconds, warm, recompiles, peak, expected)
+
+
+def _trained(model: UniMedForConditionalGeneration, what: str, rank: int) -> list[str]:
+    """The names of what a stage trains, its adapter added."""
+    if what == "align":
+        return assemble.ALIGNED
+    if what == "router":
+        return [name for name, _ in model.named_modules() if name.endswith(".router.linear")]
+    added = adapters.add(model.model.language_model, "expert", rank, 2.0, assemble.EXPERT_TARGETS)
+    return [f"model.language_model.{name}" for name in added] + (assemble.GROUNDING if what == "grounding" else [])
+
+
+def matmul_rate(size: int) -> float:
+    """Operations a second of a large product in the dtype that trains."""
+    a, b = (torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(3):
+        a @ b
+    _wait()
+    start = time.perf_counter()
+    for _ in range(20):
+        a @ b
+    _wait()
+    return 20 * 2 * size**3 / (time.perf_counter() - start)
+
+
+def _now() -> Any:
+    if DEVICE.type == "cpu":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _wait() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _clear() -> None:
+    gc.collect()
+    if DEVICE.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def say(*cells: object) -> None:
+    """A row of the table."""
+    sys.stdout.write(f"| {' | '.join(f'{cell:.3g}' if isinstance(cell, float) else str(cell) for cell in cells)} |\n")
+    sys.stdout.flush()
+
+
+def report(name: str, unit: str, value: float, found: Measured, base: float | None, limit: float | None) -> None:
+    """A measured stage beside its baseline and its limit."""
+    ratio = f"{value / base:.2f} x {base:.4g}" if base else ""
+    share = f"{value / limit:.0%} of {limit:.4g}" if limit else ""
+    memory_ = f"{found.peak:.1f} ({found.expected:.1f})"
+    say(name, f"{value:.4g} {unit}", ratio, share, f"{1000 * found.step:.0f}", memory_, f"{found.warm:.0f}", found.recompiles)
+
+
+def main(shape: str, row_tokens: int, steps: int, only: Sequence[str], compile: bool) -> None:
+    """Print the table."""
+    seen = config(shape)
+    patches = seen.tokens_per_view
+    words = [drawn(0, patches + length, length) for length in _uniform(patches)]
+    pictures = [drawn(1, length, length) for length in _uniform(patches)]
+    captions = drawn(1, patches * 200 // 576, patches * 200 // 576)
+    rate = matmul_rate(8192 if DEVICE.type == "cuda" else 256)
+    gpu = DEVICE.type == "cuda"
+    card = torch.cuda.get_device_name() if gpu else "CPU"
+    sys.stdout.write(f"{card}, torch {torch.__version__}, {shape}: {rate / 1e12:.4g} TFLOP/s\n")
+    settings: dict[str, Any] = {"batch_size": 1, "row_tokens": row_tokens, "compile": compile, "workers": 4 if gpu else 0}
+    settings["dtype"] = "bfloat16" if gpu else "float32"
+    say("stage", "ours", "over plain", "share of limit", "step ms", "peak GiB (expected)", "compile s", "recompiles")
+    say(*["---"] * 8)
+    lora, grounding, align, router = (settings | {"trained": name} for name in ("lora", "grounding", "align", "router"))
+    masks, shares = MaskLoss(pixel_weight=1.0, dice_weight=1.0), RouterLoss(balance_weight=0.1, z_weight=0.01)
+    if "stage1" in only:
+        base = plain.alignment(seen, captions, max(4, steps // 2), DEVICE)
+        _clear()
+        found = ours(shape, [captions], align, steps)
+        limit = rate / flops(seen, 1, patches + captions.words, captions.labelled, fused=True)
+        report("1, encoders", "samples/s", found.samples, found, base, limit)
+    if "stage2" in only:
+        base = plain.adapters(seen, words, max(4, steps // 2), DEVICE)
+        _clear()
+        found = ours(shape, words, dict(lora), steps)
+        report("2, words alone", "tokens/s", found.tokens, found, base, _tokens_limit(seen, words, rate))
+    if "mix" in only:
+        mix = [drawn(0, length, length) for length in mixed(patches, 4000) if length <= row_tokens]
+        base = plain.adapters(seen, mix, max(4, steps // 2), DEVICE)
+        _clear()
+        found = ours(shape, mix, dict(lora), steps)
+        report("2, mixed lengths", "tokens/s", found.tokens, found, base, _tokens_limit(seen, mix, rate))
+    one = ours(shape, pictures, dict(lora), steps) if {"stage3", "stage4"} & set(only) else None
+    if one:
+        report("2, encoders", "tokens/s", one.tokens, one, None, _tokens_limit(seen, pictures, rate))
+    if one and "stage3" in only:
+        points = [drawn(1, sample.words, sample.words, points=True) for sample in pictures]
+        found = ours(shape, points, grounding, steps, mask_loss=masks)
+        report("3, over stage 2", "x time a sample", one.samples / found.samples, found, None, None)
+    for experts in (2, 4) if one and "stage4" in only else ():
+        found = ours(shape, pictures, dict(router), steps, experts=experts, router_loss=shares)
+        report(f"4, {experts} experts over one LoRA", "x time a step", found.step / one.step, found, None, None)
+
+
+def _uniform(patches: int) -> list[int]:
+    """Lengths of text from 50 to 400 tokens beside 576 patches, in proportion for fewer."""
+    draw = torch.Generator().manual_seed(0)
+    return torch.randint(patches * 50 // 576 + 2, patches * 400 // 576 + 4, (4000,), generator=draw).tolist()
+
+
+def _tokens_limit(seen: Any, samples: Sequence[Drawn], rate: float) -> float:
+    chosen = samples[:1000]
+    sizes = [sample.images * seen.tokens_per_view + sample.words for sample in chosen]
+    return rate * sum(sizes) / sum(flops(seen, sample.images, size, sample.labelled) for sample, size in zip(chosen, sizes, strict=True))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="llama-3.1-8b" if DEVICE.type == "cuda" else "tiny")
+    parser.add_argument("--row-tokens", type=int, default=8192 if DEVICE.type == "cuda" else 64)
+    parser.add_argument("--steps", type=int, default=20 if DEVICE.type == "cuda" else 2)
+    parser.add_argument("--only", default="stage1,stage2,mix,stage3,stage4")
+    parser.add_argument("--eager", action="store_true", help="compile nothing")
+    given = parser.parse_args()
+    main(given.shape, given.row_tokens, given.steps, given.only.split(","), DEVICE.type == "cuda" and not given.eager)

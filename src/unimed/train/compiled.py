@@ -1,0 +1,59 @@
+"""Layers that are compiled while a model trains: one graph for all layers of a kind, no breaks, no new graph for a new batch."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+from transformers.models.convnext.modeling_convnext import ConvNextLayer
+
+from unimed.model.experts import Router
+from unimed.model.sam_med2d import EncoderBlock
+from unimed.model.unimed import UniMedForConditionalGeneration
+
+SEEING = (CLIPEncoderLayer, ConvNextLayer, EncoderBlock)
+"""Layers whose first dimension, the images, differs from batch to batch."""
+
+
+@contextmanager
+def compiled(model: UniMedForConditionalGeneration, backend: str = "inductor") -> Iterator[None]:
+    """Compiles the layers of all towers and of the language model while the block runs; batches must be packed rows."""
+    # Convolutions read images whose channels lie beside each other without turning them round first.
+    model.model.encoder.to(memory_format=torch.channels_last)
+    language = type(model.model.language_model.layers[0])
+    with ExitStack() as stack:
+        for kind, name, wrap in ((language, "forward", _same), (Router, "packed", _same), *((kind, "forward", _any) for kind in SEEING)):
+            made = wrap(_compile(getattr(kind, name), backend, static=wrap is _same, alike=kind is not EncoderBlock))
+            for module in model.modules():
+                if isinstance(module, kind):
+                    # On the object alone; hooks, which tell a layer's linears their gates, stay outside.
+                    setattr(module, name, partial(made, module))
+                    stack.callback(delattr, module, name)
+        yield
+
+
+def _compile(function: Callable[..., Any], backend: str, static: bool, alike: bool) -> Callable[..., Any]:
+    """A layer's function, compiled; `alike`: layers that are given the same shapes do the same.
+
+    To check again at every call that a layer's many parts are what they were takes the CPU longer than the GPU needs for the layer.
+    """
+    unchecked = torch.compiler.skip_guard_on_all_nn_modules_unsafe
+    options: dict[str, str | int | bool | Callable[..., Any]] | None = {"guard_filter_fn": unchecked} if alike else None
+    return torch.compile(function, fullgraph=True, dynamic=False if static else None, backend=backend, options=options)
+
+
+def _same(made: Callable[..., Any]) -> Callable[..., Any]:
+    return made
+
+
+def _any(made: Callable[..., Any]) -> Callable[..., Any]:
+    """A compiled layer for any number of images."""
+
+    def call(module: nn.Module, images: Tensor, *args: Any, **kwargs: Any) -> Any:
+        torch._dynamo.maybe_mark_dynamic(images, 0)
+        return made(module, images, *args, **kwargs)
+
+    return call

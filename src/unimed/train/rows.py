@@ -1,0 +1,133 @@
+"""Samples into rows of fixed size: which go together, and the batch that several rows make."""
+
+import random
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from unimed.data.samples import Sample
+from unimed.errors import InputError
+from unimed.model.packing import Packing
+from unimed.model.processor import IMAGE, REGION, SEG
+from unimed.model.tokenizer import special_id
+from unimed.train.batch import IGNORED, Batch, Collator, Piece
+from unimed.train.draws import Draws
+
+WINDOW = 1000
+"""Samples among which those that fill a row together are looked for."""
+
+
+def best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """Rows of at most `capacity`, as numbers of the sizes in them: the largest first, each where the least room is left over.
+
+    Best-fit decreasing (Johnson 1973). No size may be larger than the capacity.
+    """
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # what is left in each row, ascending, and the row's number
+    for item in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
+        place = bisect_left(room, (sizes[item], 0))
+        left, row = room.pop(place) if place < len(room) else (capacity, len(rows))
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(item)
+        insort(room, (left - sizes[item], row))
+    return rows
+
+
+class Rows(Dataset):
+    """As many packed rows as a run takes, each a list of pieces; the samples come window by window, in the order drawn."""
+
+    def __init__(self, draws: Draws, piece: Callable[[Sample], Piece], row_tokens: int, length: int, window: int = WINDOW):
+        self.draws, self.piece, self.row_tokens, self.length, self.window = draws, piece, row_tokens, length, window
+        # Where each window so far begins, in rows, and the next one.
+        self.starts = [0]
+        self.packed: tuple[int, list[list[Piece]]] = (-1, [])
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> list[Piece]:
+        while self.starts[-1] <= index:
+            self.starts.append(self.starts[-1] + len(self._pack(len(self.starts) - 1)))
+        window = bisect_right(self.starts, index) - 1
+        return self._pack(window)[index - self.starts[window]]
+
+    def _pack(self, window: int) -> list[list[Piece]]:
+        """The rows of a window in an order of their own; the last window asked for is kept."""
+        if self.packed[0] != window:
+            pieces = [self._fitting(self.draws[window * self.window + number]) for number in range(self.window)]
+            rows = best_fit([len(piece.ids) for piece in pieces], self.row_tokens)
+            random.Random(f"{self.draws.seed}/rows/{window}").shuffle(rows)
+            self.packed = (window, [[pieces[number] for number in sorted(row)] for row in rows])
+        return self.packed[1]
+
+    def _fitting(self, sample: Sample) -> Piece:
+        piece = self.piece(sample)
+        if len(piece.ids) > self.row_tokens:
+            found = f"sample {piece.sample.sample_id} of {len(piece.ids)}"
+            raise InputError(f"params.yaml: row_tokens must hold the longest sample, is {self.row_tokens}, found {found}")
+        return piece
+
+
+@dataclass(frozen=True)
+class RowCollator:
+    """Batches of packed rows: one sequence of all their samples, padded to `row_tokens` a row, and where everything lies in it."""
+
+    collator: Collator
+    row_tokens: int
+
+    def __call__(self, rows: Sequence[Sequence[Piece]]) -> Batch:
+        """One batch; images, regions and target masks are in the samples' order."""
+        pieces = [piece for row in rows for piece in row]
+        samples = [piece.sample for piece in pieces]
+        words = self.collator.processor.tokenizer
+        total = len(rows) * self.row_tokens
+        ids = np.full(total, words.pad_token_id, dtype=np.int64)
+        labels = np.full(total + 1, IGNORED, dtype=np.int64)  # one more, because every position is asked for the next one's
+        ends = [0, *accumulate(len(piece.ids) for piece in pieces)]
+        for piece, start, end in zip(pieces, ends[:-1], ends[1:], strict=True):
+            # The first word of a sample is never labelled: it would be the answer to the sample before.
+            ids[start:end], labels[start + 1 : end] = piece.ids, piece.labels[1:]
+        bounds = [*ends, total] if total > ends[-1] else ends
+        positions = torch.arange(total) - torch.repeat_interleave(torch.tensor(bounds[:-1]), torch.tensor(bounds).diff())
+        batch = {"input_ids": torch.from_numpy(ids).unsqueeze(0), "position_ids": positions.unsqueeze(0)}
+        packing = self._packing(torch.from_numpy(ids), torch.from_numpy(labels), torch.tensor(bounds), samples)
+        return batch | {"packing": packing} | self.collator.seen(samples)
+
+    def _packing(
+        self, ids: Int[Tensor, " position"], labels: Int[Tensor, " one_more"], bounds: Int[Tensor, " bound"], samples: Sequence[Sample]
+    ) -> Packing:
+        """Where everything lies. Raises InputError when a text has not the placeholders that its pixels and masks ask for."""
+        image, region, seg = (special_id(self.collator.processor.tokenizer, name) for name in (IMAGE, REGION, SEG))
+        lengths = bounds.diff()
+        predicting = (labels[1:] != IGNORED).nonzero().flatten()
+        pointing = (ids == seg).nonzero().flatten()
+        seen = (ids == image).cumsum(0) // self.collator.processor.tokens_per_view
+        if (seen[pointing] == 0).any():
+            raise InputError("expected an image before every <SEG>, found a <SEG> in a text without one")
+        shown, row = (seen[pointing] - 1).unique(return_inverse=True)
+        regions = [(number, channel) for number, sample in enumerate(samples) for channel in range(_regions(sample))]
+        return Packing(
+            samples=len(samples),
+            tokens=int(bounds[len(samples)]),
+            extent=torch.tensor([len(lengths), int(lengths.max())]),
+            bounds=torch.nn.functional.pad(bounds, (0, len(ids) + 2 - len(bounds)), value=len(ids)).int(),
+            segment=torch.repeat_interleave(torch.arange(len(lengths)), lengths),
+            images=(ids == image).nonzero().flatten(),
+            regions=torch.cat([(ids == region).nonzero(), torch.tensor(regions, dtype=torch.long).view(-1, 2)], 1).T,
+            predicting=predicting,
+            wanted=labels[1:][predicting],
+            pointing=torch.stack([pointing, row]),
+            shown=shown,
+        )
+
+
+def _regions(sample: Sample) -> int:
+    return sum(len(turn.region_rles) for turn in sample.turns)

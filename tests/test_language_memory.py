@@ -1,0 +1,61 @@
+"""A large language model is read one tensor at a time: never twice in memory, and not at all while its foundation is made."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import originals
+import pytest
+from safetensors.torch import save_file
+
+from unimed.model import assemble, foundations
+
+pytestmark = pytest.mark.slow
+MIB = 2**20
+LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8, "num_attention_heads": 8}
+
+
+def own_memory() -> int:
+    """Bytes that belong to this process alone; pages of files that were mapped do not count."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+
+@contextmanager
+def watched() -> Iterator[list[int]]:
+    """The most memory beyond that at the start, in the first item once the block has ended."""
+    before, most, done = own_memory(), [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            most[0] = max(most[0], own_memory() - before)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield most
+    finally:
+        done.set()
+        thread.join()
+        most[0] = max(most[0], own_memory() - before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_a_language_model_is_in_memory_once(tmp_path):
+    places = originals.originals(tmp_path / "raw")
+    language = originals.LlamaForCausalLM(originals.LlamaConfig(**originals.LANGUAGE | LARGE)).bfloat16()
+    size = sum(tensor.numel() * 2 for tensor in language.parameters())
+    assert size > 200 * MIB
+    for part in places["language_model"].glob("model*"):
+        part.unlink()
+    save_file({name: value.clone() for name, value in language.state_dict().items()}, places["language_model"] / "model.safetensors")
+    language.config.save_pretrained(places["language_model"])
+    del language
+    with watched() as making:
+        foundations.write(tmp_path / "foundation", originals.VLM, places)
+    assert making[0] < 0.3 * size
+    with watched() as loading:
+        made = assemble.foundation(tmp_path / "foundation")
+    assert 0.9 * size < loading[0] < 1.3 * size
+    assert next(made.model.model.language_model.parameters()).dtype.itemsize == 2
