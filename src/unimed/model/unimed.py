@@ -175,7 +175,7 @@ class UniMedForConditionalGeneration(UniMedPreTrainedModel, GenerationMixin):
         if pixel_values is None or not packing.pointing.shape[1]:
             return UniMedOutput(loss=loss)
         position, row = packing.pointing
-        return UniMedOutput(loss=loss, mask_logits=self.grounding(self._shown(pixel_values[packing.shown]), hidden[position], row))
+        return UniMedOutput(loss=loss, mask_logits=self.grounding(self._shown(pixel_values[packing.shown, :3]), hidden[position], row))
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any

@@ -108,7 +108,7 @@ class Resumable(Trainer):
 
     @property
     def noted(self) -> dict[str, list[Tensor]]:
-        """Parts of the loss since the last line of the log, by name."""
+        """Parts of the loss since the last line of the log."""
         return self.__dict__.setdefault("_noted", {})
 
     @noted.setter
