@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
@@ -87,7 +88,7 @@ def _front_matter(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Validat
         "library_name": "unimed",
         "pipeline_tag": "image-text-to-text",
         "tags": ["medical", "research-only", "visual-question-answering", "image-segmentation", "mixture-of-experts", "grpo"],
-        "datasets": [name for name, *_ in sources(found)],
+        "datasets": [source.name for source in sources(found)],
         "metrics": sorted(metrics),
     }
     return yaml.safe_dump(about, sort_keys=False, allow_unicode=True)
@@ -106,7 +107,7 @@ def _numbers(row: Mapping[str, Any]) -> tuple[object, ...]:
 
 
 def _limits(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Validated]) -> str:
-    names = [name for name, *_ in sources(found)]
+    names = [source.name for source in sources(found)]
     told = [
         "A score is about the patients it was measured on. Nothing here was tested on other sites, scanners, countries or age groups.",
         "It states no confidence: a wrong answer looks like a right one. It was taught in English only.",
@@ -129,6 +130,14 @@ def _parts(release: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         (name, part.get("model", base if name == BASE else ""), part["manifest_sha256"], part.get("dvc", ""))
         for name, part in in_order(release["parts"])
     ]
+
+
+def read(folder: Path) -> str:
+    """The model card that lies in the folder of a release. Raises InputError when there is none."""
+    try:
+        return (folder / MODEL_CARD).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{folder / MODEL_CARD}: expected the card of a release, found {error.strerror}") from error
 
 
 def with_overrides(card: str, overrides: Sequence[Override]) -> str:

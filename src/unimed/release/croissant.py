@@ -56,7 +56,7 @@ def write(path: Path, folders: Mapping[str, Path], found: Mapping[str, Validated
     `url`, `creator` and `datePublished` are what the download's provenance.json says under these names: a release publishes no data.
     """
     said = {key: value for valid in found.values() for key, value in valid.manifest.get("provenance", {}).items()}
-    about = {key: str(said[key]) for key in ("url", "creator", "datePublished") if key in said}
+    about: dict[str, Any] = {key: str(said[key]) for key in ("url", "creator", "datePublished") if key in said}
     if "creator" in about:
         about["creator"] = {"@type": "sc:Organization", "name": about["creator"]}
     content = {

@@ -2,6 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
 
 from unimed import NOTICE
 from unimed.data import tables
@@ -16,6 +19,16 @@ DATA_CARD = "DATA.md"
 SCHEMAS = {"samples": tables.SAMPLES, "masks": tables.MASKS, "conversations": tables.CONVERSATIONS}
 
 
+class Source(NamedTuple):
+    """A source data set: its licences and modalities, and how many images and patients of it are used."""
+
+    name: str
+    licences: str
+    modalities: str
+    images: int
+    patients: int
+
+
 def describe(data: Mapping[str, Path], judged: Mapping[str, str]) -> dict[str, Validated]:
     """The validated data of each task. Raises InputError for data that are not those with the hashes `judged`."""
     found = {task: validated(folder) for task, folder in data.items()}
@@ -26,16 +39,18 @@ def describe(data: Mapping[str, Path], judged: Mapping[str, str]) -> dict[str, V
     return found
 
 
-def sources(found: Mapping[str, Validated]) -> list[tuple[str, str, str, int, int]]:
-    """Each source data set: name, licences, modalities, and how many images and patients of it any task uses."""
-    images: dict[str, set[tuple[str, str, str, str]]] = {}
-    for valid in found.values():
-        for row in valid.tables.samples[["dataset", "sample_id", "case", "licence", "modality"]].itertuples(index=False):
-            images.setdefault(row[0], set()).add(row[1:])
+def sources(found: Mapping[str, Validated]) -> list[Source]:
+    """Each source data set, with what any task uses of it."""
+    columns = ["dataset", "sample_id", "case", "licence", "modality"]
+    whole = pd.concat([valid.tables.samples[columns] for valid in found.values()]).drop_duplicates()
     return [
-        (name, *(", ".join(sorted({row[place] for row in rows})) for place in (2, 3)), len(rows), len({row[1] for row in rows}))
-        for name, rows in sorted(images.items())
+        Source(name, _listed(rows["licence"]), _listed(rows["modality"]), rows["sample_id"].nunique(), rows["case"].nunique())
+        for name, rows in whole.groupby("dataset", sort=True)
     ]
+
+
+def _listed(values: pd.Series) -> str:
+    return ", ".join(sorted(set(values)))
 
 
 def licences(found: Mapping[str, Validated]) -> list[str]:

@@ -112,7 +112,7 @@ def _licence(name: str, version: str) -> "Iterator[License]":
     if about["Version"] != version:
         return
     classes = [line.rpartition(" :: ")[2] for line in about.get_all("Classifier") or [] if line.startswith("License :: ")]
-    field = (about.get("License") or "").strip()
-    told = [about.get("License-Expression"), field if len(field) <= _SHORT and "\n" not in field else "", *classes]
-    if words := next(filter(None, told), ""):
+    short = [text for text in about.get_all("License") or [] if len(text) <= _SHORT and "\n" not in text]
+    told = [*(about.get_all("License-Expression") or []), *short, *classes]
+    if words := next((text.strip() for text in told if text.strip()), ""):
         yield LicenseFactory().make_from_string(words)

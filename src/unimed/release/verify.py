@@ -14,18 +14,21 @@ from unimed.release.manifest import MANIFEST, REGISTERED_AS, SIGNATURE, read
 from unimed.release.parts import BASE, in_order
 
 
-def verify(folder: Path, models: Path, key: Path | None = None) -> Iterator[str]:
+def verify(folder: Path, models: Path, key: Path | None = None, digest: str = "") -> Iterator[str]:
     """A line for each thing as soon as it was found to match. Raises InputError at the first that does not.
 
     Parts are looked for in `folder` itself, where a fetched release holds them, and in `models`. Without a key a signature is not checked.
+    `digest` is the hash of the manifest that a registry noted; empty when none did.
     """
-    release = read(folder)
-    yield f"{MANIFEST}: {artifacts.sha256(folder / MANIFEST)}"
+    release, found = read(folder), artifacts.sha256(folder / MANIFEST)
+    if digest and found != digest:
+        raise InputError(f"{folder / MANIFEST}: expected sha256 {digest}, as the registry notes it, found {found}")
+    yield f"{MANIFEST}: {found}"
     yield from _files(folder, release)
     yield from _signature(folder, key)
     for name, record in in_order(release["parts"]):
         yield _part(name, record["manifest_sha256"], [folder / name, models / name])
-    yield _base(release)
+    yield _base(release, [folder / BASE, models / BASE])
 
 
 def _files(folder: Path, release: dict[str, Any]) -> Iterator[str]:
@@ -61,8 +64,12 @@ def _part(name: str, expected: str, places: list[Path]) -> str:
     return f"{name}: every file of {', '.join(map(str, here))}" if here else f"{name}: not here"
 
 
-def _base(release: dict[str, Any]) -> str:
+def _base(release: dict[str, Any], places: list[Path]) -> str:
     pinned, noted = release["base"].get("manifest_sha256"), release["parts"].get(BASE, {}).get("manifest_sha256")
     if pinned != noted:
         raise InputError(f"{MANIFEST}: expected one {BASE}, found {noted} among the parts and {pinned} as base")
-    return f"base: {len(release['base'].get('files', {}))} files of {BASE} by hash"
+    files = release["base"].get("files", {})
+    for place in places:
+        if (place / artifacts.MANIFEST).exists() and artifacts.verify(place)["files"] != files:
+            raise InputError(f"{MANIFEST}: expected the files of {place} as base, found others")
+    return f"base: {len(files)} files of {BASE} by hash"
