@@ -35,6 +35,7 @@ def test_an_untouched_release_passes_and_says_what_was_looked_at(project):
     assert not [line for line in lines if "not" in line]
 
 
+@pytest.mark.slow
 def test_one_changed_byte_of_any_file_of_release_or_parts_is_found(project):
     files = [path for folder in ("reports/release", "models") for path in sorted((project / folder).rglob("*")) if path.is_file()]
     assert len(files) > 30
@@ -120,6 +121,7 @@ def test_what_is_no_release_is_an_error(project, content):
         verified(project)
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_one_sentence_and_code_78(project):
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", "from unimed.cli import main; main()", "verify", "reports/release", *words]

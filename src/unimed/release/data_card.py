@@ -44,7 +44,7 @@ def sources(found: Mapping[str, Validated]) -> list[Source]:
     columns = ["dataset", "sample_id", "case", "licence", "modality"]
     whole = pd.concat([valid.tables.samples[columns] for valid in found.values()]).drop_duplicates()
     return [
-        Source(name, _listed(rows["licence"]), _listed(rows["modality"]), rows["sample_id"].nunique(), rows["case"].nunique())
+        Source(str(name), _listed(rows["licence"]), _listed(rows["modality"]), rows["sample_id"].nunique(), rows["case"].nunique())
         for name, rows in whole.groupby("dataset", sort=True)
     ]
 

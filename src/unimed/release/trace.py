@@ -109,8 +109,9 @@ def _part(name: str, record: Mapping[str, Any], subject: _Subject, places: Worki
         has_to_be = verify and isinstance(places, Registry) and name != BASE
         return missing(name, facts, f"{name}: expected {kept.place} in the registry, found it gone" if has_to_be else "")
     found = artifacts.sha256(kept.folder / artifacts.MANIFEST)
-    fault = f"{name}: expected {kept.place} with manifest sha256 {expected}, found {found}" if found != expected else ""
-    fault = fault or (_mismatch(name, kept.folder, record, subject) if verify else "")
+    if found != expected:
+        return hashed(name, facts, f"{name}: expected {kept.place} with manifest sha256 {expected}, found {found}", verify)
+    fault = _mismatch(name, kept.folder, record, subject) if verify else ""
     return hashed(name, facts, fault, verify, () if name == BASE else (_run(kept), *_taught(name, kept.folder, subject)))
 
 

@@ -3,7 +3,7 @@
 Needs no network: what it compares lies in the folder of the release or beside it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def verify(folder: Path, models: Path, key: Path | None = None, digest: str = ""
     yield from _files(folder, release)
     yield from _signature(folder, key)
     for name, record in in_order(release["parts"]):
-        yield _part(name, record["manifest_sha256"], [folder / name, models / name])
+        yield _part(name, record, [folder / name, models / name])
     yield _base(release, [folder / BASE, models / BASE])
 
 
@@ -54,11 +54,11 @@ def _signature(folder: Path, key: Path | None) -> Iterator[str]:
         yield f"{SIGNATURE}: not here, this release is unsigned"
 
 
-def _part(name: str, expected: str, places: list[Path]) -> str:
+def _part(name: str, record: Mapping[str, str], places: list[Path]) -> str:
     """Raises InputError when a folder of the part is here and is another model, or a broken one."""
     here = [place for place in places if (place / artifacts.MANIFEST).exists()]
     for place in here:
-        if (found := artifacts.sha256(place / artifacts.MANIFEST)) != expected:
+        if (found := artifacts.sha256(place / artifacts.MANIFEST)) != (expected := record["manifest_sha256"]):
             raise InputError(f"{place / artifacts.MANIFEST}: expected sha256 {expected}, found {found}")
         artifacts.verify(place)
     return f"{name}: every file of {', '.join(map(str, here))}" if here else f"{name}: not here"
