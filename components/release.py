@@ -16,8 +16,7 @@ def run(
     verdict: Input, alignment: Input, vqa: Input, grounding: Input, reasoning: Input, foundation: Input, aligned: Input, vqa_expert: Input,
     grounding_expert: Input, router: Input, reasoner: Input, release: Output, tracking: Tracking,
 ) -> None:  # fmt: skip
-    """Write release.json for the parts that `verdict` is about, with cards and bill of materials for them and the data that they were
-    trained on; register it, and write registered.json: names and versions."""
+    """Write release.json with its cards and bill of materials, register it, and write registered.json: names and versions."""
     data = {"alignment": alignment, "vqa": vqa, "grounding": grounding, "reasoning": reasoning}
     experts = {"vqa_expert": vqa_expert, "grounding_expert": grounding_expert}
     parts = {"foundation": foundation, "aligned": aligned, **experts, "router": router, "reasoner": reasoner}

@@ -41,7 +41,7 @@ def named(node: Node, *names: str) -> Node:
 
 
 def test_the_tree_is_the_golden_one(project):
-    """After a change that is meant: UPDATE_GOLDEN=1 pytest tests/test_trace.py, and read the difference. Hashes are those of this machine."""
+    """After a change that is meant: UPDATE_GOLDEN=1 pytest tests/test_trace.py, and read the difference."""
     text = re.sub(r"\b(?=[0-9a-f]*\d)[0-9a-f]{12}\b", "." * 12, traced().text()) + "\n"
     if os.environ.get("UPDATE_GOLDEN"):
         GOLDEN.write_text(text)

@@ -31,7 +31,7 @@ MODELS, DATA = Path("models"), Path("data")
 
 @dataclass(frozen=True)
 class Kept:
-    """One thing in one place: a folder with at least its manifest, None when it is not here, and what was recorded when it was made."""
+    """One thing in one place: a folder with at least its manifest, None when it is not here, and what was recorded of its making."""
 
     place: str
     folder: Path | None = None
@@ -118,7 +118,7 @@ def absence(settings: Tracking) -> str:
 
 @contextmanager
 def opened(settings: Tracking, doing: str) -> Iterator[tuple["MlflowClient", Path]]:
-    """A client of MLflow and a folder for what it fetches; both are gone after the block. Raises InputError when it cannot be asked."""
+    """A client of MLflow and a folder for what it fetches, for the block. Raises InputError when MLflow cannot be asked."""
     if (reason := absence(settings)) and mlflow_server.address(settings).startswith(SQLITE):
         raise InputError(f"{reason}; set MLFLOW_TRACKING_URI to the server that has it")
     with mlflow_server.reach(settings, doing) as client, TemporaryDirectory() as cache:

@@ -13,9 +13,9 @@ SCORES = "scores.parquet"
 
 
 def write(folder: Path, gate: Path, data: Mapping[str, Path], lock: Path) -> None:
-    """Add the papers to a folder with a release.json, by the gate's verdict and the validated data of each task; the same input gives
-    the same bytes, but for a signature, which holds a random number.
+    """Add the papers to a folder with a release.json, by the gate's verdict and the validated data of each task.
 
+    The same input gives the same bytes, but for a signature, which holds a random number.
     Raises InputError for data that are not the ones the gate judged.
     """
     release, verdict = manifest.read(folder), load(gate / VERDICT)

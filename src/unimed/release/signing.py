@@ -19,7 +19,7 @@ log = logging.getLogger("release")
 
 
 def new_keys(folder: Path) -> tuple[Path, Path]:
-    """Write a new key pair (P-256) and return the paths, private one first, for its owner's eyes only. Raises InputError where one lies."""
+    """Write a new key pair (P-256): the paths, first the private one, for its owner alone. Raises InputError where one lies."""
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -55,7 +55,7 @@ def sign(folder: Path) -> bool:
 
 
 def check(folder: Path, key: Path) -> None:
-    """Hold release.json and all files it names to signature.json and a public key. Raises InputError at the first that does not fit."""
+    """Hold release.json and all files it names to signature.json and a public key. Raises InputError when they do not fit."""
     path = folder / SIGNATURE
     if not path.is_file():
         raise InputError(f"{path}: expected a signature, found none; this release is unsigned")
