@@ -1,5 +1,6 @@
 """Where the things that a release was made of are kept: MLflow's registry, the working folder, and dvc.lock, which says what made them."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -141,6 +142,7 @@ def download(client: "MlflowClient", version: "ModelVersion", folder: Path, file
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     folder.mkdir(parents=True, exist_ok=True)
     source = f"{version.source}/{file}" if file else str(version.source)
     try:
