@@ -38,7 +38,7 @@ def write(folder: Path, candidate: Candidate, gate: Gate) -> dict[str, Any]:
     for model in candidate.models.values():
         if not (model / artifacts.MANIFEST).is_file():
             raise InputError(f"{model}: expected a model folder with a {artifacts.MANIFEST}, found none")
-    found = {task: _validated(place) for task, place in candidate.data.items()}
+    found = {task: validated(place) for task, place in candidate.data.items()}
     rows, scored = ladder.read(candidate.report / "ladder.json"), _scored(candidate.report / SCORED)
     answered = [
         *checks.quality(rows, gate),
@@ -64,7 +64,8 @@ def write(folder: Path, candidate: Candidate, gate: Gate) -> dict[str, Any]:
     return verdict
 
 
-def _validated(folder: Path) -> Validated:
+def validated(folder: Path) -> Validated:
+    """What validation left in a folder. Raises InputError when it left nothing there."""
     verdict, manifest = load(folder / "verdict.json"), load(folder / "manifest.json")
     for name, content, keys in (("verdict", verdict, {"passed", "kept", "expectations"}), ("manifest", manifest, {"counts"})):
         if not isinstance(content, dict) or not keys <= content.keys():
