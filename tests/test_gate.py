@@ -50,7 +50,7 @@ def failed(verdict: dict) -> dict[str, str]:
 def test_an_untouched_candidate_passes_and_is_named_by_its_hashes(made, tmp_path):
     verdict = gate.write(tmp_path / "gate", candidate.of(made), GATE)
     assert (verdict["passed"], verdict["reasons"]) == (True, [])
-    assert {check["kind"] for check in verdict["checks"]} == {"quality", "data", "provenance", "safety"}
+    assert {check["kind"] for check in verdict["checks"]} == {"quality", "comparison", "data", "provenance", "safety"}
     assert verdict["models"]["router"] == artifacts.sha256(made / "models/router/manifest.json")
     assert verdict["licences"]["vqa"] == {"CC-BY-4.0": 3, "CC0-1.0": 4}
     assert json.loads((tmp_path / "gate/verdict.json").read_text()) == verdict
@@ -59,7 +59,7 @@ def test_an_untouched_candidate_passes_and_is_named_by_its_hashes(made, tmp_path
 def test_the_same_candidate_gives_the_same_bytes(made, tmp_path):
     for name in ("one", "two"):
         gate.write(tmp_path / name, candidate.of(made), GATE)
-    for file in ("verdict.json", "report.html"):
+    for file in ("verdict.json", "report.html", "scores.parquet"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
@@ -196,7 +196,8 @@ def test_a_patient_that_is_held_out_of_one_task_and_trained_on_in_another_is_nam
     assert failed(judged(spoilt)) == {"data: held-out patients that some task trains on": "SetA/case_1"}
 
 
-NEEDED = ("report/ladder.json", "report/scored.json", "models/router/manifest.json", "valid/vqa/verdict.json", "valid/vqa/samples.parquet")
+KEPT = ("report/ladder.json", "report/scored.json", "report/worst.json")
+NEEDED = (*KEPT, "report/predictions.parquet", "report/worst/01.png", "models/router/manifest.json", "valid/vqa/verdict.json")
 
 
 @pytest.mark.parametrize("file", NEEDED)
@@ -206,7 +207,7 @@ def test_what_is_no_model_data_or_evaluation_is_an_error(spoilt, file):
         judged(spoilt)
 
 
-@pytest.mark.parametrize("file", ["report/ladder.json", "report/scored.json", "valid/vqa/verdict.json", "valid/vqa/manifest.json"])
+@pytest.mark.parametrize("file", [*KEPT, "valid/vqa/verdict.json", "valid/vqa/manifest.json"])
 def test_other_json_is_an_error(spoilt, file):
     (spoilt / file).write_text('["something else"]')
     with pytest.raises(InputError, match=rf"{file}: expected"):
@@ -220,10 +221,12 @@ def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing_from_the_ladder(
     page = (spoilt / "gate/report.html").read_text()
     assert "For research use only." in page and "Rejected: 1 of" in page
     assert "grpo / &lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert len(page) < 3_000_000 and not re.search(r"""<script|<link|(?:src|href)=|https?://|@import|url\(""", page)
+    assert len(page) < 3_000_000 and not re.search(r"""<script|<link|(?:src|href)="(?!data:image/png;)|https?://|@import|url\(""", page)
 
 
-@pytest.mark.parametrize("values", [{"floors": {}}, {"floors": {CLOSED: float("nan")}}, {"least_items": 0}, {"licences": ()}])
+@pytest.mark.parametrize(
+    "values", [{"floors": {}}, {"floors": {CLOSED: float("nan")}}, {"least_items": 0}, {"licences": ()}, {"margins": {}}]
+)
 def test_a_gate_that_lets_everything_through_is_refused(values):
     with pytest.raises(ValueError, match="1 validation error"):
         Gate.model_validate(GATE.model_dump() | values)
@@ -233,14 +236,17 @@ def test_the_bounds_as_shipped_are_about_rows_that_evaluate_writes():
     bounds = Gate.model_validate(yaml.safe_load((ROOT / "params.yaml").read_text())["gate"])
     columns = "stage task variant question_type answer_type conversation_id case truth_rle prediction score"
     nothing = pd.DataFrame(columns=columns.split(), dtype=str).astype({"score": float})
-    known = {f"{row.stage} / {row.metric}" for row in rungs(Scores(nothing, 0, 1))} | {"align / caption loss (baseline: image blanked)"}
-    assert {*bounds.floors, *bounds.ceilings, *bounds.gaps} <= known
+    found = rungs(Scores(nothing))
+    assert {*bounds.floors, *bounds.ceilings, *bounds.gaps} <= {rung.name for rung in found} | {
+        "align / caption loss (baseline: image blanked)"
+    }
+    assert {*bounds.margins, *bounds.modality_floors} <= {rung.name for rung in found if rung.whole is None}
 
 
 @pytest.mark.slow
 def test_a_rejection_is_a_result_of_the_program(spoilt):
     bounds = GATE.model_dump(mode="json") | {"floors": {CLOSED: 0.86}}
-    (spoilt / "params.yaml").write_text(yaml.safe_dump({"gate": bounds}))
+    (spoilt / "params.yaml").write_text(yaml.safe_dump({"gate": bounds, "tracking": {"uri": "sqlite:///mlflow.db"}}))
     data = [word for task, folder in candidate.of(spoilt).data.items() for word in (f"--{task}", str(folder))]
     command = [sys.executable, "-m", "components.gate", *data, *candidate.flags(spoilt), "--report", "report", "--verdict", "reports/gate"]
     environ = {"PATH": "", "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "MLFLOW_TRACKING_URI": NOWHERE}

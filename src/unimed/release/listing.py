@@ -57,9 +57,7 @@ def text(found: Mapping[str, Any]) -> str:
         return f"no version of {RELEASE} is registered; `unimed release` makes one"
     parts = [name for name in REGISTERED.values() if any(name in release["parts"] for release in releases)]
     head = ["version", "aliases", "gate", *(name.removeprefix("unimed-") for name in parts), "override"]
-    rows = [
-        [*_about(release), *(release["parts"].get(name, "-") for name in parts), _overridden(release["overrides"])] for release in releases
-    ]
+    rows = [[*_about(release), *(release["parts"].get(name, "-") for name in parts), _overridden(release)] for release in releases]
     blocks = [_table([head, *rows])]
     names = dict.fromkeys(name for release in releases for name in release["scores"])
     if names:
@@ -74,8 +72,8 @@ def _about(release: Mapping[str, Any]) -> list[str]:
     return [release["version"], ", ".join(release["aliases"]) or "-", release["verdict"]]
 
 
-def _overridden(overrides: Sequence[Mapping[str, Any]]) -> str:
-    return "; ".join(_words(one) for one in overrides) or "-"
+def _overridden(release: Mapping[str, Any]) -> str:
+    return "; ".join(map(_words, release["overrides"])) or "-"
 
 
 def _words(override: Mapping[str, Any]) -> str:
