@@ -81,13 +81,18 @@ class Entry:
 
 def read(client: "MlflowClient") -> list[Entry]:
     """The entries that count, in order."""
-    counting: list[Entry] = []
+    return counting(_all(client))
+
+
+def counting(tried: Sequence[Entry]) -> list[Entry]:
+    """Of entries in the order in which they were made those that count."""
+    found: list[Entry] = []
     champions: list[Release] = []
-    for entry in _all(client):
+    for entry in tried:
         if _counts(entry, champions):
-            counting.append(entry)
+            found.append(entry)
             champions = _after(champions, entry)
-    return counting
+    return found
 
 
 def _counts(entry: Entry, champions: Sequence[Release]) -> bool:
