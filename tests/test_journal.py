@@ -11,7 +11,7 @@ OVERRIDE = Override("ann", "a new scanner", date(2027, 3, 1))
 
 def entry(number: int, action: journal.Action, before: str | None, version: str) -> Entry:
     when = datetime(2027, 1, 15, 8, 0, number, tzinfo=UTC)
-    return Entry(number, action, version, before, "ann", "", when, None, f"hash of {version}")
+    return Entry(number, action, version, before, "ann", "", when, None, f"hash of {version}", "")
 
 
 def read(*changes: tuple[journal.Action, str, str]) -> list[Entry]:

@@ -206,7 +206,7 @@ FOREIGN = [{"action": "delete"}, {"override_reason": "so"}, {"override_reason": 
 def test_versions_that_other_hands_made_are_no_entries_and_many_entries_take_several_pages(registry, monkeypatch):
     monkeypatch.setattr(journal, "_PAGE", 2)
     unimed("promote", FIRST)
-    about = {"action": "promote", "from": FIRST, "to": WORSE, "who": "eve", "why": "", "manifest_sha256": "0"}
+    about = {"action": "promote", "from": FIRST, "to": WORSE, "who": "eve", "why": "", "attempt": "1", "manifest_sha256": "0"}
     for tags in (*(about | tags for tags in FOREIGN), {"action": "promote"}):
         registry.create_model_version(JOURNAL, "nowhere", tags=tags)
     unimed("promote", SECOND)

@@ -5,6 +5,7 @@ So each change is a version of a registered model of its own, and counts only if
 of several at once one wins, and a change has happened exactly when its entry is there.
 """
 
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -72,6 +73,8 @@ class Entry:
     when: datetime
     override: Override | None
     manifest_sha256: str
+    attempt: str
+    """Random: MLflow's client sends a request again whose answer was lost, and so may make two entries of one change."""
 
     @property
     def release(self) -> Release:
@@ -128,7 +131,7 @@ def write(client: "MlflowClient", release: "ModelVersion", action: Action, befor
     """Enter a change to `release`, a version of the registry; returns the entry. Raises InputError when another change came first."""
     mlflow_server.model(client, JOURNAL, _ABOUT)
     tags = {"action": action, "from": before or "", "to": str(release.version), "who": said.who, "why": said.why}
-    tags |= {SEALED: release.tags[SEALED]}
+    tags |= {SEALED: release.tags[SEALED], "attempt": uuid.uuid4().hex}
     if said.override:
         tags |= {"override_reason": said.override.reason, "override_until": said.override.until.isoformat()}
     about = {**tags, **mlflow_server.TAGS}
@@ -137,7 +140,7 @@ def write(client: "MlflowClient", release: "ModelVersion", action: Action, befor
     )
     entries = read(client)
     for entry in entries:
-        if entry.number == int(made.version):
+        if entry.attempt == tags["attempt"]:
             return entry
     # Numbers are given in order of commit, so that whatever can come before one's own entry is there by now.
     now = f"that {entries[-1].who} made version {entries[-1].version} champion meanwhile"
@@ -187,7 +190,7 @@ def _all(client: "MlflowClient") -> list[Entry]:
 
 def _entry(version: "ModelVersion") -> Entry | None:
     tags = version.tags
-    if tags.get("action") not in get_args(Action) or not {"from", "to", "who", "why", SEALED} <= tags.keys():
+    if tags.get("action") not in get_args(Action) or not {"from", "to", "who", "why", "attempt", SEALED} <= tags.keys():
         return None
     try:
         override = _override(tags)
@@ -195,7 +198,7 @@ def _entry(version: "ModelVersion") -> Entry | None:
         return None
     when = datetime.fromtimestamp(version.creation_timestamp // 1000, UTC)
     number, action, before = int(version.version), cast(Action, tags["action"]), tags["from"] or None
-    return Entry(number, action, tags["to"], before, tags["who"], tags["why"], when, override, tags[SEALED])
+    return Entry(number, action, tags["to"], before, tags["who"], tags["why"], when, override, tags[SEALED], tags["attempt"])
 
 
 def _override(tags: Mapping[str, str]) -> Override | None:
