@@ -135,9 +135,7 @@ def write(client: "MlflowClient", release: "ModelVersion", action: Action, befor
     if said.override:
         tags |= {"override_reason": said.override.reason, "override_until": said.override.until.isoformat()}
     about = {**tags, **mlflow_server.TAGS}
-    made = client.create_model_version(
-        JOURNAL, str(release.source), release.run_id, about, description=_sentence(tags), await_creation_for=0
-    )
+    client.create_model_version(JOURNAL, str(release.source), release.run_id, about, description=_sentence(tags), await_creation_for=0)
     entries = read(client)
     for entry in entries:
         if entry.attempt == tags["attempt"]:
