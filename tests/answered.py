@@ -38,6 +38,7 @@ def predictions(closed: float = 0.9, dice: float = 0.8, seed: int = 0, patients:
                 "score": dice,
                 "question": "Please segment the liver.",
                 "truth": "<SEG>",
+                "prediction": "It is here: <SEG>",
             }
             rows += [
                 _row(seed, patient, number, "vqa_expert", "vqa", score=right),

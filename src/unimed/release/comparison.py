@@ -51,7 +51,9 @@ def compare(new: pd.DataFrame, champion: pd.DataFrame, gate: Gate) -> list[Compa
 def _compared(name: str, margin: float, new: pd.DataFrame, champion: pd.DataFrame, gate: Gate) -> Compared:
     ours, theirs = (table[table["row"] == name] for table in (new, champion))
     pairs = ours.merge(theirs[["item", "score"]], on="item", suffixes=("", "_champion"))
-    expected = f"at most {margin:g} worse than the champion, on {gate.least_items} shared items of {gate.least_patients} patients"
+    expected = (
+        f"at most {margin:g} worse than the champion, on {gate.least_items} or more shared items of {gate.least_patients} or more patients"
+    )
     patients = pairs["patient"].nunique()
     if len(pairs) < gate.least_items or patients < gate.least_patients:
         return Compared(name, "not comparable", f"{len(pairs)} shared items of {patients} patients", expected)
@@ -88,7 +90,7 @@ def modalities(scores: pd.DataFrame, gate: Gate) -> Iterator[Check]:
         judged = {modality for modality, _ in found}
         others = [f"{modality} ({len(items)})" for modality, items in groups if modality not in judged]
         passed = bool(found) and all(round(one.low - floor, _DIGITS) >= 0 for _, one in found)
-        expected = f"a low end of at least {floor:g} in each with {gate.least_modality_items} items"
+        expected = f"a low end of at least {floor:g} in each modality with {gate.least_modality_items} or more items"
         yield Check("quality", f"{name}, by modality", passed, _told(found, others), expected)
 
 
