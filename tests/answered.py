@@ -12,8 +12,22 @@ from PIL import Image
 
 from unimed.data import masks
 from unimed.eval import worst
+from unimed.eval.ladder import Row
+from unimed.settings import Gate
 
 PATIENTS, ITEMS, SIDE = 24, 10, 64
+CLOSED, DICE = "vqa_expert / closed accuracy (baseline: image blanked)", "grounding_expert / mDice (baseline: image blanked)"
+SEG = "grounding_expert / SEG emitted on questions"
+ROWS = (
+    Row("vqa_expert", "closed accuracy (baseline: image blanked)", 0.9, 0.85, 0.95, 300, 0.5),
+    Row("grounding_expert", "mDice (baseline: image blanked)", 0.8, 0.75, 0.85, 300, 0.1),
+    Row("grounding_expert", "SEG emitted on questions", 0.01, 0.0, 0.02, 300),
+)
+GATE = Gate(
+    floors={CLOSED: 0.8, DICE: 0.7}, ceilings={SEG: 0.05}, gaps={CLOSED: 0.3}, margins={CLOSED: 0.05, DICE: 0.05, SEG: 0.05},
+    modality_floors={CLOSED: 0.8, DICE: 0.7}, least_items=200, least_patients=2, licences=("CC0-1.0", "CC-BY-4.0"),
+)  # fmt: skip
+"""A ladder with three rows, and bounds that it reaches."""
 
 
 def square(left: int) -> str:

@@ -13,11 +13,13 @@ from pathlib import Path
 USER, PASSWORD = "admin", "canary-of-the-admin"
 LOGIN = {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": PASSWORD}
 """What a client needs for a server with a login."""
+START_SECONDS = 300
 
 
-def _wait_for(port: int) -> None:
-    """Return when the server says that it is well, after two minutes in any case."""
-    for _ in range(1200):
+def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
+    """Return when the server says that it is well, or has ended; after some minutes in any case, which a busy machine takes."""
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and server.poll() is None:
         with suppress(OSError):
             connection = HTTPConnection("127.0.0.1", port, timeout=5)
             connection.request("GET", "/health")
@@ -40,7 +42,7 @@ def serving(folder: Path, login: bool = False, database: str = "") -> Iterator[s
         environ |= _login(folder)
     with (folder / "server.log").open("w") as log, subprocess.Popen(command, cwd=folder, env=environ, stdout=log, stderr=log) as server:
         try:
-            _wait_for(port)
+            _wait_for(port, server)
             yield uri
         finally:
             server.terminate()

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import answered
-from candidate import CLOSED, DICE, GATE, ROWS
+from answered import CLOSED, DICE, GATE, ROWS
 from mlflow import MlflowClient
 
 from unimed.model import artifacts

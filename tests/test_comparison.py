@@ -5,7 +5,7 @@ import math
 import answered
 import pandas as pd
 import pytest
-from candidate import CLOSED, DICE, GATE, SEG
+from answered import CLOSED, DICE, GATE, SEG
 
 from unimed.errors import InputError
 from unimed.release import comparison, scores
