@@ -18,7 +18,7 @@ def run(
     alignment: Input, vqa: Input, grounding: Input, reasoning: Input, foundation: Input, aligned: Input, vqa_expert: Input,
     grounding_expert: Input, router: Input, reasoner: Input, report: Input, verdict: Output, gate: Gate, tracking: Tracking,
 ) -> None:  # fmt: skip
-    """Hold models and their evaluation to the bounds of `gate` and to the champion; writes verdict.json, scores.parquet and report.html."""
+    """Hold models to the bounds of `gate` and to the champion; writes verdict.json, scores.parquet and report.html."""
     champion = registered.champion(tracking)
     data = {"alignment": alignment, "vqa": vqa, "grounding": grounding, "reasoning": reasoning}
     experts = {"vqa_expert": vqa_expert, "grounding_expert": grounding_expert}

@@ -20,7 +20,7 @@ _DIGITS = 4
 
 @dataclass(frozen=True)
 class Champion:
-    """The release to be compared with: its version, the sha256 of its release.json, its data by task as DVC hashes them, its scores."""
+    """The release to be compared with: version, sha256 of its release.json, data by task as DVC hashes them, scores."""
 
     version: str
     manifest_sha256: str

@@ -33,7 +33,7 @@ class Candidate:
 
 
 def write(folder: Path, candidate: Candidate, gate: Gate, champion: Champion | None = None) -> dict[str, Any]:
-    """Judge a candidate, beside the champion if there is one; writes verdict.json, scores.parquet and report.html, returns the verdict.
+    """Judge a candidate, beside the champion if any; writes verdict.json, scores.parquet, report.html and returns the verdict.
 
     The same input gives the same bytes. Raises InputError for a folder that holds no validated data, no model or no evaluation; whatever
     else is wrong is a failed check.

@@ -19,7 +19,7 @@ _SHOWN = 3
 
 
 def promote(settings: Tracking, number: str | None, said: Said) -> Entry:
-    """Make a release champion, the challenger when none is named; returns the entry that did, an earlier one where it is champion already.
+    """Make a release champion, the challenger when none is named; returns the entry that did, maybe an earlier one.
 
     Raises InputError, with nothing changed, when the release or a part of it is not as registered, when it is worse than the champion or
     cannot be compared with it and there is no override, when there is one and nothing to override, and when another change came first.
