@@ -59,7 +59,7 @@ def test_the_manifest_holds_hashes_of_all_parts_and_only_the_rows_that_were_judg
     assert content["parts"]["reasoner"]["manifest_sha256"] == artifacts.sha256(made / "models/reasoner/manifest.json")
     assert (content["parts"]["reasoner"]["model"], len(content["parts"]["reasoner"]["dvc"])) == ("unimed-reasoner", 36)
     assert "model" not in content["parts"]["foundation"]
-    assert [row["metric"] for row in content["evaluation"]["rows"]] == ["closed accuracy", "mDice", "SEG on questions"]
+    assert [row["metric"] for row in content["evaluation"]["rows"]] == [row.metric for row in candidate.ROWS]
     assert (content["git_revision"], content["notice"][:17]) == ("abc", "For research only")
 
 

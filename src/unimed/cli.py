@@ -12,6 +12,7 @@ from unimed import NOTICE, cluster, environment
 from unimed import demo as demonstration
 from unimed.errors import BAD_INPUT, InputError
 from unimed.release import paper_commands
+from unimed.release import commands as release_commands
 
 app = typer.Typer(
     help="Biomedical vision-language model that sees detail, answers, points and reasons.",
@@ -24,6 +25,7 @@ data = typer.Typer(help="Make or write back data.", no_args_is_help=True)
 app.add_typer(data, name="data")
 cluster.add(app)
 paper_commands.add(app)
+release_commands.add(app)
 
 
 @data.command()
