@@ -23,7 +23,6 @@ def make(root: Path) -> None:
     (root / "data/report").rename(root / "reports/evaluation")
     (root / "requirements.lock").write_text(LOCK)
     assert gate.write(root / "reports/gate", of(root), GATE)["passed"]
-    (root / "reports/gate/scores.parquet").write_bytes(b"scores")
     lock(root)
     release(root)
 

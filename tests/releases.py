@@ -31,6 +31,10 @@ def write(folder: Path, name: str, **how: float) -> tuple[Path, dict[str, Path]]
     scores.write(scores.table(report), release)
     sealed = {part: artifacts.sha256(place / artifacts.MANIFEST) for part, place in parts.items()}
     manifest = {
+        "name": "unimed-medvlm",
+        "git_revision": "",
+        "base": {},
+        "licences": {"vqa": {"CC0-1.0": 1}},
         "parts": {part: {"manifest_sha256": digest, "model": REGISTERED[part]} for part, digest in sealed.items()},
         "data": {"vqa": f"{how.get('seed', 0)}.dir"},
         "gate": {"sha256": name, "bounds": BOUNDS.model_dump(mode="json")},

@@ -11,8 +11,8 @@ import typer
 from unimed import NOTICE, cluster, environment
 from unimed import demo as demonstration
 from unimed.errors import BAD_INPUT, InputError
-from unimed.release import paper_commands
 from unimed.release import commands as release_commands
+from unimed.release import paper_commands
 
 app = typer.Typer(
     help="Biomedical vision-language model that sees detail, answers, points and reasons.",

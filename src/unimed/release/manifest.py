@@ -46,8 +46,11 @@ def write(folder: Path, gate: Path, parts: Mapping[str, Path], revision: str) ->
 
 def read(folder: Path) -> dict[str, Any]:
     """The release.json of a folder. Raises InputError when there is none or it is built otherwise."""
-    path = folder / MANIFEST
-    content = load(path)
+    return checked(load(folder / MANIFEST), str(folder / MANIFEST))
+
+
+def checked(content: Any, path: str) -> dict[str, Any]:
+    """The content of the release.json at `path`, if it is one. Raises InputError otherwise."""
     sections = ("base", "data", "evaluation", "files", "gate", "licences", "parts")
     if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in sections):
         raise InputError(f"{path}: expected the manifest of a release with {', '.join(sections)}, found other JSON")

@@ -7,9 +7,7 @@ from pathlib import Path
 from unimed.data.raw import load
 from unimed.release import cards, croissant, data_card, manifest, sbom, signing
 from unimed.release.gate import VERDICT
-
-SCORES = "scores.parquet"
-"""What the gate compared case by case; a gate without a champion to compare with may leave none."""
+from unimed.release.scores import SCORES
 
 
 def write(folder: Path, gate: Path, data: Mapping[str, Path], lock: Path) -> None:
@@ -19,8 +17,7 @@ def write(folder: Path, gate: Path, data: Mapping[str, Path], lock: Path) -> Non
     Raises InputError for data that are not the ones the gate judged.
     """
     release, verdict = manifest.read(folder), load(gate / VERDICT)
-    if (gate / SCORES).is_file():
-        shutil.copyfile(gate / SCORES, folder / SCORES)
+    shutil.copyfile(gate / SCORES, folder / SCORES)
     datasets = data_card.describe(data, release["data"])
     (folder / cards.MODEL_CARD).write_text(cards.model_card(release, verdict["rows"], datasets), encoding="utf-8")
     (folder / data_card.DATA_CARD).write_text(data_card.text(datasets), encoding="utf-8")

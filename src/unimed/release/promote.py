@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from unimed import mlflow_server
 from unimed.errors import InputError
-from unimed.release import comparison, journal, registered
+from unimed.release import cards, comparison, journal, registered
 from unimed.release.journal import Entry, Said
 from unimed.release.parts import RELEASE
 from unimed.release.registered import Registered
@@ -28,6 +28,7 @@ def promote(settings: Tracking, number: str | None, said: Said) -> Entry:
         entries = journal.mend(client)
         release = registered.find(client, number or registered.challenger(client))
         if entries and entries[-1].version == release.number:
+            _describe(client, entries)
             return _as_it_is(entries[-1], said)
         registered.verify_parts(client, release)
         reasons = _objections(client, release, entries)
@@ -38,7 +39,7 @@ def promote(settings: Tracking, number: str | None, said: Said) -> Entry:
         if said.override and not reasons:
             raise InputError(f"--override: expected something to override, found {RELEASE} version {release.number} fit; leave it out")
         made = journal.write(client, release.version, "promote", journal.champion(entries), said)
-        journal.mend(client)
+        _describe(client, journal.mend(client))
         return made
 
 
@@ -73,5 +74,17 @@ def rollback(settings: Tracking, said: Said) -> Entry:
         release = registered.kept(client, champions[-2])
         registered.verify_parts(client, release)
         made = journal.write(client, release.version, "rollback", champions[-1].version, said)
-        journal.mend(client)
+        _describe(client, journal.mend(client))
         return made
+
+
+def _describe(client: "MlflowClient", entries: Sequence[Entry]) -> None:
+    """Let the registry show of the champion, and of the one before the last change, whether an override holds it there."""
+    last = entries[-1]
+    for number in filter(None, (last.version, last.before)):
+        if not (found := client.search_model_versions(f"name = '{RELEASE}' and version_number = {number}")):
+            continue
+        in_use = journal.overrides(entries, number) if number == last.version else []
+        shown = cards.description(registered.find(client, number).manifest, in_use)
+        if found[0].description != shown:
+            client.update_model_version(RELEASE, number, shown)

@@ -15,7 +15,7 @@ from unimed.model import artifacts
 from unimed.recorder import SEALED
 from unimed.release import journal, scores
 from unimed.release.comparison import Champion
-from unimed.release.manifest import MANIFEST
+from unimed.release.manifest import MANIFEST, checked
 from unimed.release.parts import RELEASE
 from unimed.release.register import ALIAS
 from unimed.settings import Gate, Tracking
@@ -63,10 +63,7 @@ def find(client: "MlflowClient", number: str) -> Registered:
     content = _download(client, version, MANIFEST)
     if (found := hashlib.sha256(content).hexdigest()) != version.tags.get(SEALED):
         raise InputError(f"{_name(number)}: expected a release.json with the sha256 of its tag {SEALED}, found {found}")
-    manifest = json.loads(content)
-    if not isinstance(manifest, dict) or not all(isinstance(manifest.get(key), dict) for key in ("parts", "data", "gate")):
-        raise InputError(f"{_name(number)}: expected a release.json with parts, data and gate, found other JSON")
-    return Registered(version, manifest)
+    return Registered(version, checked(json.loads(content), f"{_name(number)}: {MANIFEST}"))
 
 
 def kept(client: "MlflowClient", release: journal.Release) -> Registered:
