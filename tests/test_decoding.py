@@ -7,8 +7,8 @@ import torch
 
 from unimed import answering
 from unimed.answering import Question
-from unimed.decoding import Decoding
 from unimed.eval import predict
+from unimed.eval.decoding import Decoding
 from unimed.model.assemble import Assembled
 from unimed.model.processor import Picture
 

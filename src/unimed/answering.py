@@ -8,9 +8,9 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from unimed.data import images, masks
-from unimed.decoding import Decoding, Row
 from unimed.errors import InputError
 from unimed.eval import answers, predict
+from unimed.eval.decoding import Decoding, Row
 from unimed.model import experts
 from unimed.model.assemble import Assembled
 from unimed.model.processor import REGION, Picture
@@ -27,7 +27,7 @@ _OPENING, _CLOSING = "<think>", "</think>"
 class Question:
     """What to ask about an RGB image; each region is a mask of its size, and `<region>` in the text stands for one.
 
-    Regions that the text does not name are added at its end. With `think` it asks for reasoning first, which reasoners have learned to give.
+    Regions that the text does not name are added at its end. With `think` it asks for reasoning first, as reasoners have learned to give.
     """
 
     image: Image.Image
@@ -62,7 +62,8 @@ def read(made: Assembled, question: Question, max_new_tokens: int) -> Row:
     said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _text(question)}]}]
     text = made.processor.apply_chat_template(said, add_generation_prompt=True)
     inputs = dict(made.processor(images=[Picture(question.image, question.regions)], text=[text], return_tensors="pt"))
-    length, room = inputs["input_ids"].shape[1], made.model.config.text_config.max_position_embeddings - max_new_tokens
+    language: Any = made.model.config.text_config
+    length, room = inputs["input_ids"].shape[1], language.max_position_embeddings - max_new_tokens
     if length > room:
         raise InputError(f"question: expected at most {room} tokens with its image, found {length}; ask in fewer words")
     return Row(said, inputs, experts.Watch(tuple(made.model.config.experts)))

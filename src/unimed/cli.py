@@ -11,6 +11,7 @@ import typer
 from unimed import NOTICE, cluster, environment
 from unimed import demo as demonstration
 from unimed.errors import BAD_INPUT, InputError
+from unimed.serving import command as serving
 
 app = typer.Typer(
     help="Biomedical vision-language model that sees detail, answers, points and reasons.",
@@ -22,6 +23,7 @@ app = typer.Typer(
 data = typer.Typer(help="Make or write back data.", no_args_is_help=True)
 app.add_typer(data, name="data")
 cluster.add(app)
+serving.add(app)
 
 
 @data.command()
