@@ -100,6 +100,14 @@ def test_an_answer_that_takes_too_long_is_504_and_one_that_still_waits_is_never_
     assert len(brake.passes) <= begun + 6 + 1  # six words and a pass for masks, and nothing for those who had left
 
 
+def test_a_stream_that_takes_too_long_is_cut_off_without_its_end(brake):
+    with service.serving(brake.made, service.Limits(batch=1, queue=3, timeout_s=1, max_new_tokens=6)) as server:
+        with pytest.raises(httpx.RemoteProtocolError):
+            server.ask(stream=True)
+        brake.free.set()
+        assert server.ask(stream=True).text.count("event: done") == 1
+
+
 def test_a_client_that_hangs_up_is_dropped(brake):
     limits = service.Limits(batch=1, queue=3, max_new_tokens=6)
     with service.serving(brake.made, limits) as server, ThreadPoolExecutor(1) as clients:

@@ -14,6 +14,9 @@ from unimed.serving.schema import Problem
 
 log = logging.getLogger("serving")
 
+NO_JSON = "body: expected a JSON object, found text that is none"
+NO_PATH = "request: expected a path and a method that /openapi.json names, found others"
+
 
 def response(status: int, detail: str, request_id: str, headers: dict[str, str] | None = None) -> Response:
     """A problem as a response."""
@@ -39,7 +42,7 @@ async def _validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     if first["type"] == "json_invalid":
-        return response(400, "body: expected a JSON object, found text that is none", request.state.request_id)
+        return response(400, NO_JSON, request.state.request_id)
     place = ".".join(str(part) for part in first["loc"][1:] if isinstance(part, int) or part.isidentifier()) or "body"
     detail = f"{place[:80]}: expected what /openapi.json describes, found otherwise: {first['msg'][:200]}"
     return response(422, detail, request.state.request_id)
@@ -47,8 +50,7 @@ async def _validation(request: Request, error: Exception) -> Response:
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    known = error.status_code not in (404, 405)
-    detail = str(error.detail) if known else "request: expected a path and a method that /openapi.json names, found others"
+    detail = {400: NO_JSON, 404: NO_PATH, 405: NO_PATH}.get(error.status_code, str(error.detail))
     return response(error.status_code, detail, request.state.request_id, dict(error.headers or {}))
 
 
