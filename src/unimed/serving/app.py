@@ -124,7 +124,7 @@ def _answers(app: FastAPI, service: Service) -> None:
             reply = await _unless_gone(request, _ended(service, job))
         finally:
             job.gone = True
-        return Answer(**(asdict(reply) | _told(job, reply, request.state.request_id)))
+        return Answer.model_validate(asdict(reply) | _told(job, reply, request.state.request_id))
 
 
 def _tells(app: FastAPI, service: Service, metrics: Metrics, border: Border) -> None:
