@@ -24,9 +24,12 @@ from unimed.serving.metrics import Metrics
 LIMITS = Limits(batch=4, queue=4, timeout_s=60, max_new_tokens=6, image_bytes=2**20, pixels=10_000)
 
 
-def model() -> Assembled:
-    """A routed model that was only stirred."""
-    return Assembled(tiny.stirred(**tiny.EXPERTS), tiny.processor())
+def model(turned: bool = False) -> Assembled:
+    """A routed model that was only stirred; one that is turned likes least what the other likes best."""
+    made = Assembled(tiny.stirred(**tiny.EXPERTS), tiny.processor())
+    if turned:
+        made.model.lm_head.weight.data.neg_()
+    return made
 
 
 @dataclass
@@ -36,6 +39,7 @@ class Brake:
     made: Assembled
     free: threading.Event = field(default_factory=threading.Event)
     held: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    one: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     passes: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -44,7 +48,12 @@ class Brake:
     def _hold(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         self.passes.append(len(kwargs["input_ids"]))
         self.held.release()
-        self.free.wait()
+        while not (self.free.is_set() or self.one.acquire(timeout=0.02)):
+            pass
+
+    def let_one_pass(self) -> None:
+        """Let the pass that is held go, and hold the next."""
+        self.one.release()
 
     def wait_until_held(self) -> None:
         """Return when a pass is about to begin."""

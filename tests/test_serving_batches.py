@@ -119,6 +119,10 @@ def test_a_client_that_hangs_up_is_dropped(brake):
                 httpx.post(f"{server.url}/v1/answer", json=body, timeout=httpx.Timeout(30, read=1.5)).read()
         server.settles(lambda: server.number("unimed_requests_in_hand") == 1)
         assert server.number("unimed_requests_total", status="499") == 1
+        assert server.number("unimed_queue_length") == 2
+        brake.let_one_pass()
+        brake.wait_until_held()
+        assert server.number("unimed_queue_length") == 0
         brake.free.set()
         assert first.result().status_code == 200
         passes = len(brake.passes)
@@ -127,7 +131,7 @@ def test_a_client_that_hangs_up_is_dropped(brake):
 
 
 def test_a_new_release_takes_over_between_batches_and_no_request_is_dropped():
-    models = {"1": service.model(), "2": service.model()}
+    models = {"1": service.model(), "2": service.model(turned=True)}
     brakes = {version: service.Brake(made) for version, made in models.items()}
     brakes["2"].free.set()
     present = ["1"]
@@ -148,4 +152,7 @@ def test_a_new_release_takes_over_between_batches_and_no_request_is_dropped():
         assert [one.result().json()["model"] for one in after] == ["2"] * 3
         assert server.number("unimed_model_info", version="2") == 1
         assert server.number("unimed_model_info", version="1") == 0
-        assert [one.result().json()["answer"] for one in before] == [one.result().json()["answer"] for one in after]
+    for version, found in (("1", before), ("2", after)):
+        expected = answering.answer(models[version], [Question(tiny.picture(number), "Is there a nodule?") for number in range(3)], 6)
+        assert [one.result().json()["answer"] for one in found] == [reply.answer for reply in expected]
+    assert before[0].result().json()["answer"] != after[0].result().json()["answer"]

@@ -19,7 +19,7 @@ from unimed.model.processor import Message
 
 @dataclass(eq=False)
 class Row:
-    """An answer in the making: its conversation and what the processor made of it, the tokens so far and what the routers chose for it.
+    """An answer in the making: its conversation, what the processor made of it, its tokens so far, what the routers chose for it.
 
     `mask_logits` holds one low-resolution map per `<SEG>` once it has ended.
     """

@@ -76,6 +76,7 @@ class Batcher:
         """Line up a question."""
         with self._changed:
             self._waiting.append(job)
+            self._metrics.waiting.set(len(self._waiting))
             self._changed.notify()
 
     def _work(self) -> None:

@@ -42,7 +42,7 @@ def serve(
     max_image_mb: Annotated[int, typer.Option(min=1, help="Of an image file.")] = 16,
     max_pixels: Annotated[int, typer.Option(min=1, help="Of an image.")] = 2**26,
 ) -> None:
-    """Answer questions about images over HTTP, with the champion of the registry unless told otherwise; docs/serving.md is the runbook."""
+    """Answer questions about images over HTTP; docs/serving.md is the runbook."""
     environment.start_logging()
     token = os.environ.get(TOKEN, "")
     check(host, token)
