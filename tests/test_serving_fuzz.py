@@ -8,10 +8,6 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks as conformance
 
-from unimed.serving import app
-from unimed.serving.follow import Follower, Source
-from unimed.serving.metrics import Metrics
-
 pytestmark = pytest.mark.slow
 PATHS = {"/v1/answer": "POST", "/healthz": "GET", "/readyz": "GET", "/metrics": "GET"}
 FUZZ = settings(
@@ -27,11 +23,10 @@ CHECKS = (
 
 @pytest.fixture(scope="module")
 def api():
-    """The app in this process, described by its own OpenAPI."""
-    made, metrics = service.model(), Metrics()
-    limits = service.Limits(batch=4, queue=4, max_new_tokens=2)
-    served = app.make(Follower(Source(lambda: "1", lambda version: made), metrics), limits, metrics)
-    return schemathesis.openapi.from_asgi("/openapi.json", served)
+    """A server, described by its own OpenAPI."""
+    with service.serving(service.model(), service.Limits(batch=4, queue=4, max_new_tokens=2)) as server:
+        yield schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+        assert server.ask().status_code == 200
 
 
 def test_every_path_is_tried(api):
