@@ -28,6 +28,7 @@ from PIL import Image
 
 from unimed import answering, environment, params, predict
 from unimed.config import Foundation, MoeRouter, Vlm
+from unimed.errors import InputError
 from unimed.model import adapters, artifacts, assemble
 from unimed.train import rehearsal
 
@@ -105,6 +106,8 @@ def served(model: Path, words: int) -> Iterator[int]:
                     socket.create_connection((HOST, port), 1).close()
                     break
                 time.sleep(0.2)
+            else:
+                raise InputError(f"{model}: expected `unimed serve` to start with it, found exit code {process.returncode}; try it by hand")
             yield port
         finally:
             process.terminate()

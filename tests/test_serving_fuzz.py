@@ -11,7 +11,7 @@ from schemathesis.specs.openapi import checks as conformance
 pytestmark = pytest.mark.slow
 PATHS = {"/v1/answer": "POST", "/healthz": "GET", "/readyz": "GET", "/metrics": "GET"}
 FUZZ = settings(
-    max_examples=60, derandomize=True, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+    max_examples=30, derandomize=True, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
 )
 CHECKS = (
     not_a_server_error,
@@ -42,7 +42,7 @@ def test_nothing_that_is_sent_breaks_the_server(api, path, mode):
     statuses = set()
 
     @settings(
-        max_examples=60, derandomize=True, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+        max_examples=30, derandomize=True, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
     )
     @given(case=operation.as_strategy(generation_mode=mode))
     def send(case):
