@@ -13,6 +13,7 @@ from unimed import demo as demonstration
 from unimed.errors import BAD_INPUT, InputError
 from unimed.release import commands as release_commands
 from unimed.release import paper_commands
+from unimed.serving import command as serving
 
 app = typer.Typer(
     help="Biomedical vision-language model that sees detail, answers, points and reasons.",
@@ -26,6 +27,7 @@ app.add_typer(data, name="data")
 cluster.add(app)
 paper_commands.add(app)
 release_commands.add(app)
+serving.add(app)
 
 
 @data.command()
