@@ -112,7 +112,7 @@ def test_a_server_that_is_down_is_one_sentence_with_a_remedy(made, tmp_path):
     with pytest.raises(InputError) as caught:
         registered(made, tmp_path / "release", NOWHERE)
     assert "MLflow at 127.0.0.1: expected it to register the release, found: 127.0.0.1:9 does not answer" in str(caught.value)
-    assert "then release again" in str(caught.value)
+    assert "then try again" in str(caught.value)
 
 
 def test_in_a_pod_without_a_server_the_release_is_its_manifest_alone(made, tmp_path, monkeypatch, caplog):

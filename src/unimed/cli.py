@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from unimed import NOTICE, cluster, environment
+from unimed import NOTICE, cluster, environment, sync
 from unimed import demo as demonstration
 from unimed.errors import BAD_INPUT, InputError
 
@@ -22,6 +22,7 @@ app = typer.Typer(
 data = typer.Typer(help="Make or write back data.", no_args_is_help=True)
 app.add_typer(data, name="data")
 cluster.add(app)
+sync.add(app)
 
 
 @data.command()
