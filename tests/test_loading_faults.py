@@ -10,7 +10,6 @@ import pytest
 import released
 import s3
 from mlflow_server import LOGIN, PASSWORD, serving
-from released import apart  # noqa: F401  fixture
 
 from unimed.errors import InputError
 from unimed.model import artifacts
@@ -20,7 +19,8 @@ from unimed.settings import Tracking
 from unimed.store import Store
 
 pytest.importorskip("flask_wtf", reason="NOT CHECKED: mlflow[auth], which the server needs, is not installed")
-pytestmark = pytest.mark.slow
+pytest_plugins = ["released"]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("apart")]
 
 CHAMPION = "models:/unimed-medvlm@champion"
 
@@ -41,12 +41,12 @@ class Registry:
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory) -> Iterator[Registry]:
+def registry(passed, tmp_path_factory) -> Iterator[Registry]:
     """A registry with one release, alias champion."""
     from mlflow import MlflowClient
 
-    root = tmp_path_factory.mktemp("home")
-    path = released.make(root)
+    root = released.copied(passed, tmp_path_factory.mktemp("home"))
+    path = released.write(root, "abc")
     with s3.moto() as address, s3.empty(address) as service, pytest.MonkeyPatch.context() as patch, ExitStack() as up:
         for name, value in (service.environ | LOGIN | {"AWS_MAX_ATTEMPTS": "1"}).items():
             patch.setenv(name, value)
@@ -57,7 +57,7 @@ def registry(tmp_path_factory) -> Iterator[Registry]:
 
 
 @pytest.fixture(autouse=True)
-def reachable(registry, monkeypatch):
+def reachable(registry, apart, monkeypatch):
     """The registry as a user of the project has it: the foundation in models/, faults of earlier tests gone."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
     monkeypatch.setattr(fetch, "PAUSES_S", (0, 0))
@@ -165,7 +165,5 @@ def test_a_deleted_part_is_named_until_then_and_offline_the_cache_will_do(regist
     registry.up.close()
     assert fetch.fetch(f"models:/unimed-medvlm/{number}", Tracking()) == before
     assert before.manifest == fetch.load(path) and "is taken from the cache: 127.0.0.1:" in caplog.text
-    with pytest.raises(
-        InputError, match=r"expected it to say what models:/unimed-medvlm@champion is, found: 127.0.0.1:\d+ does not answer"
-    ):
+    with pytest.raises(InputError, match=r"say what models:/unimed-medvlm@champion is, found: 127.0.0.1:\d+ does not answer"):
         fetch.fetch(CHAMPION, Tracking())

@@ -13,35 +13,24 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import released
-from released import apart  # noqa: F401  fixture
+from released import address
 
 import unimed
 from unimed.errors import InputError
-from unimed.release import pyfunc
+from unimed.release import pyfunc, row
+
+pytest_plugins = ["released"]
+pytestmark = pytest.mark.usefixtures("apart")
 
 CHAMPION = "models:/unimed-medvlm@champion"
 ASKED = {"image": released.encoded(), "question": "Which structure lies in <region>?"}
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A project with a registered release, alias champion, in mlflow.db."""
-    from mlflow import MlflowClient
-
-    root = tmp_path_factory.mktemp("home")
-    path = released.make(root)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        released.register_at(root, f"sqlite:///{root}/mlflow.db", path)
-    MlflowClient(f"sqlite:///{root}/mlflow.db").set_registered_model_alias("unimed-medvlm", "champion", "1")
-    return root
 
 
 @pytest.fixture
 def project(home, monkeypatch):
     """The working folder is that project."""
     monkeypatch.chdir(home)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address(home))
     monkeypatch.delenv("UNIMED_IMAGE_ROOT", raising=False)
     return home
 
@@ -72,9 +61,7 @@ def test_rows_without_region_or_think_are_plain_questions(project):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("model", "said"), [("unimed-medvlm", "release.json: expected the manifest of a version"), ("unimed-router", "router")]
-)
+@pytest.mark.parametrize(("model", "said"), [("unimed-medvlm", "expected the manifest of a version"), ("unimed-router", "router")])
 def test_mlflow_s_loader_refuses_what_was_changed(project, tmp_path, model, said):
     import mlflow
 
@@ -107,23 +94,23 @@ def test_a_path_is_read_only_below_the_folder_that_was_named(tmp_path, monkeypat
     ask = {"question": "?", "region": None, "think": None}
     monkeypatch.delenv("UNIMED_IMAGE_ROOT", raising=False)
     with pytest.raises(InputError, match="expected base64, found a path; paths are read only below the folder UNIMED_IMAGE_ROOT"):
-        pyfunc.question({**ask, "image": str(tmp_path / "images/scan.png")})
+        row.question({**ask, "image": str(tmp_path / "images/scan.png")})
     monkeypatch.setenv("UNIMED_IMAGE_ROOT", str(tmp_path / "images"))
     for image in ("scan.png", str(tmp_path / "images/scan.png")):
-        assert pyfunc.question({**ask, "image": image}).image == released.scan()
+        assert row.question({**ask, "image": image}).image == released.scan()
     for image in ("../outside.png", str(tmp_path / "outside.png"), "link.png", "nothing.png"):
         with pytest.raises(InputError, match="expected a file below the folder UNIMED_IMAGE_ROOT, found none"):
-            pyfunc.question({**ask, "image": image})
+            row.question({**ask, "image": image})
 
 
 @pytest.mark.parametrize(("image", "said"), [("?", "expected a PNG or JPEG as base64"), ("", "expected a PNG"), ("AAAA", "expected a PNG")])
 def test_what_is_no_image_is_one_sentence(image, said):
     with pytest.raises(InputError, match=said):
-        pyfunc.question({"image": image, "question": "?"})
+        row.question({"image": image, "question": "?"})
 
 
 def test_a_row_may_name_several_regions(monkeypatch):
-    asked = pyfunc.question({**ASKED, "region": "box:0,0,2,3 point:5,5", "think": float("nan")})
+    asked = row.question({**ASKED, "region": "box:0,0,2,3 point:5,5", "think": float("nan")})
     assert [int(region.sum()) for region in asked.regions] == [6, 1] and asked.think is False
     assert asked.image == released.scan()
 

@@ -12,7 +12,7 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 
 import unimed
 from unimed import answering
-from unimed.release import fetch, pyfunc
+from unimed.release import fetch, row
 from unimed.release.parts import RELEASE
 from unimed.settings import Tracking
 
@@ -27,7 +27,7 @@ class Release(PythonModel):
 
     def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
         """A row of answer, reasoning, masks and router for each row asked, all in one batch."""
-        asked = [pyfunc.question({str(name): value for name, value in row.items()}) for row in model_input.to_dict("records")]
+        asked = [row.question({str(name): value for name, value in each.items()}) for each in model_input.to_dict("records")]
         replies = answering.answer(self.loaded.made, asked, answering.MAX_NEW_TOKENS)
         return pd.DataFrame([{name: _text(value) for name, value in asdict(reply).items()} for reply in replies])
 
