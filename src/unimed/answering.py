@@ -22,7 +22,7 @@ MAX_NEW_TOKENS = 256
 class Question:
     """What to ask about an RGB image; each region is a mask of its size, and `<region>` in the text stands for one.
 
-    Regions that the text does not name are added at its end. With `think` it asks for reasoning first, which reasoners have learned to give.
+    Regions that the text does not name are added at its end. With `think` it asks for reasons first, which reasoners have learned to give.
     """
 
     image: Image.Image
