@@ -16,8 +16,8 @@ LOGIN = {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": PASSWORD}
 
 
 def _wait_for(port: int) -> None:
-    """Return when the server says that it is well, after two minutes in any case."""
-    for _ in range(1200):
+    """Return when the server says that it is well, after five minutes in any case."""
+    for _ in range(3000):
         with suppress(OSError):
             connection = HTTPConnection("127.0.0.1", port, timeout=5)
             connection.request("GET", "/health")
