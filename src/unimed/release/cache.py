@@ -16,7 +16,7 @@ from unimed.release.manifest import MANIFEST
 from unimed.release.parts import PARENTS
 
 UNSEALED = {MANIFEST, "signature.json", "registered.json", "MLmodel", "pyfunc_model.py", "registered_model_meta"}
-"""Files of a release that its manifest need not name: itself, what is made of it later, and what only MLflow's own loader reads, runs or adds."""
+"""Files of a release that its manifest need not name: itself, what is made of it later, and what is MLflow's own."""
 
 Make = Callable[[Path], None]
 """Makes the folder at a path at which nothing is."""
