@@ -29,12 +29,16 @@ def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def serving(folder: Path, login: bool = False, database: str = "") -> Iterator[str]:
+def serving(folder: Path, login: bool = False, database: str = "", artifacts: str = "") -> Iterator[str]:
     """A real MLflow server on a free port of this machine; with `login` for who knows it, and for sources in its own store alone."""
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as probe:
         port = probe.server_port
     uri = f"http://127.0.0.1:{port}"
-    place = ["--backend-store-uri", database or f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "artifacts")]
+    kept = {
+        "--backend-store-uri": database or f"sqlite:///{folder}/server.db",
+        "--artifacts-destination": artifacts or f"{folder}/artifacts",
+    }
+    place = [word for pair in kept.items() for word in pair]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *place]
     environ = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # thirteen processes fewer
     if login:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from unimed import NOTICE, cluster, environment
+from unimed import NOTICE, cluster, environment, sync
 from unimed import demo as demonstration
 from unimed.errors import BAD_INPUT, InputError
 from unimed.release import commands as release_commands
@@ -28,6 +28,7 @@ cluster.add(app)
 paper_commands.add(app)
 release_commands.add(app)
 serving.add(app)
+sync.add(app)
 
 
 @data.command()

@@ -21,6 +21,9 @@ RUN, RECIPE, REVISION, FAULT = "UNIMED_RUN", "UNIMED_RECIPE", "UNIMED_REVISION",
 """Environment variables by which a pod says which pipeline run it belongs to, under which key and from which git revision it was compiled,
 and which file to make when the input is at fault: torchrun keeps the exit codes of its processes to itself."""
 
+IMAGE = "UNIMED_IMAGE"
+"""Environment variable with the container image that a pod runs, by digest."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -35,6 +38,30 @@ class Job:
     def name(self) -> str:
         """The stage and its recipe key: the name of its folders."""
         return f"{self.stage}-{self.key}"
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What says how its run and versions came about: stage, recipe, code, data and the data contract; what is not known is left out."""
+        data = {"inputs": json.dumps(self.inputs, sort_keys=True)} if self.inputs else {}
+        held = {path: digest for path in sorted(self.inputs) if (digest := _contract(Path(path) / "verdict.json"))}
+        return {"stage": self.stage, "recipe_key": self.key} | source() | data | ({"contract": json.dumps(held)} if held else {})
+
+
+def _contract(verdict: Path) -> str:
+    """Whether data keep the data contract, and the hash of the verdict that says so; empty for what was not held against it."""
+    try:
+        said = verdict.read_bytes()
+        found = json.loads(said)
+    except (OSError, ValueError):
+        return ""
+    if not isinstance(found, dict) or "expectations" not in found:
+        return ""
+    return f"{'passed' if found.get('passed') is True else 'failed'} sha256:{hashlib.sha256(said).hexdigest()}"
+
+
+def source() -> dict[str, str]:
+    """The code that runs, as tags: git revision and container image, where there are any."""
+    return {name: value for name, value in (("git_revision", revision()), ("image", os.environ.get(IMAGE, ""))) if value}
 
 
 def find(program: str, flags: dict[str, str], ports: list[str], taken: dict[str, Any], everything: dict[str, Any]) -> Job:
