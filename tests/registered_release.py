@@ -13,7 +13,7 @@ import candidate
 import pytest
 from PIL import Image
 
-from unimed.release import gate, manifest, register
+from unimed.release import gate, manifest, papers, register
 from unimed.settings import Tracking
 
 
@@ -43,6 +43,7 @@ def home(passed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copied(passed: Path, root: Path) -> Path:
     """The candidate under another folder, with the gate's verdict."""
     shutil.copytree(passed / "gate", root / "gate")
+    (root / "requirements.lock").write_text("numpy==2.4.0\n")
     return candidate.copied(passed, root)
 
 
@@ -53,7 +54,10 @@ def address(root: Path) -> str:
 
 def write(root: Path, revision: str) -> Path:
     """The release.json of the candidate under `root` as of a git revision; another revision is another release."""
-    return manifest.write(root / f"release-{revision}", root / "gate", candidate.of(root).models, revision)
+    found, folder = candidate.of(root), root / f"release-{revision}"
+    path = manifest.write(folder, root / "gate", found.models, revision)
+    papers.write(folder, root / "gate", found.data, root / "requirements.lock")
+    return path
 
 
 def register_at(root: Path, uri: str, path: Path) -> dict[str, Any]:

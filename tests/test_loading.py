@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import released
-from released import address
+import registered_release
+from registered_release import address
 
 import unimed
 from unimed.errors import InputError
@@ -17,7 +17,7 @@ from unimed.release import fetch, whereabouts
 from unimed.release.parts import PARENTS
 from unimed.settings import Tracking
 
-pytest_plugins = ["released"]
+pytest_plugins = ["registered_release"]
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("apart")]
 
 CHAMPION = "models:/unimed-medvlm@champion"
@@ -56,8 +56,8 @@ def cached(tmp_path: Path) -> Path:
 
 def test_the_champion_answers_as_the_folder_it_was_registered_from_does(project, tmp_path):
     found = unimed.load(CHAMPION)
-    said = found.answer(released.scan(), "Is there a nodule?", ["box:2,3,9,9"])
-    assert said == unimed.load(str(project / "models/reasoner")).answer(released.scan(), "Is there a nodule?", ["box:2,3,9,9"])
+    said = found.answer(registered_release.scan(), "Is there a nodule?", ["box:2,3,9,9"])
+    assert said == unimed.load(str(project / "models/reasoner")).answer(registered_release.scan(), "Is there a nodule?", ["box:2,3,9,9"])
     assert (found.version, found.manifest["git_revision"]) == ("1", "abc")
     assert said.router
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import released
+import registered_release
 import s3
 from mlflow_server import LOGIN, PASSWORD, serving
 
@@ -19,7 +19,7 @@ from unimed.settings import Tracking
 from unimed.store import Store
 
 pytest.importorskip("flask_wtf", reason="NOT CHECKED: mlflow[auth], which the server needs, is not installed")
-pytest_plugins = ["released"]
+pytest_plugins = ["registered_release"]
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("apart")]
 
 CHAMPION = "models:/unimed-medvlm@champion"
@@ -45,13 +45,13 @@ def registry(passed, tmp_path_factory) -> Iterator[Registry]:
     """A registry with one release, alias champion."""
     from mlflow import MlflowClient
 
-    root = released.copied(passed, tmp_path_factory.mktemp("home"))
-    path = released.write(root, "abc")
+    root = registered_release.copied(passed, tmp_path_factory.mktemp("home"))
+    path = registered_release.write(root, "abc")
     with s3.moto() as address, s3.empty(address) as service, pytest.MonkeyPatch.context() as patch, ExitStack() as up:
         for name, value in (service.environ | LOGIN | {"AWS_MAX_ATTEMPTS": "1"}).items():
             patch.setenv(name, value)
         uri = up.enter_context(serving(tmp_path_factory.mktemp("server"), login=True, artifacts=f"s3://{s3.BUCKET}/mlflow"))
-        released.register_at(root, uri, path)
+        registered_release.register_at(root, uri, path)
         MlflowClient(uri, uri).set_registered_model_alias("unimed-medvlm", "champion", "1")
         yield Registry(uri, service, root, up)
 
@@ -126,9 +126,9 @@ def test_the_foundation_comes_from_the_store_where_the_project_is_not(registry, 
 def test_two_releases_at_once_are_two_versions_of_the_same_parts(registry):
     from mlflow import MlflowClient
 
-    paths = [released.write(registry.root, revision) for revision in ("one", "two")]
+    paths = [registered_release.write(registry.root, revision) for revision in ("one", "two")]
     with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(lambda path: released.register_at(registry.root, registry.uri, path), paths)
+        first, second = pool.map(lambda path: registered_release.register_at(registry.root, registry.uri, path), paths)
     assert {first["version"], second["version"]} == {"2", "3"} and first["parts"] == second["parts"]
     client = MlflowClient()
     assert [len(client.search_model_versions(f"name = '{name}'")) for name in REGISTERED.values()] == [1] * len(REGISTERED)
@@ -141,7 +141,7 @@ def test_the_tags_of_a_release_say_what_it_is(registry, monkeypatch):
     from mlflow import MlflowClient
 
     monkeypatch.setenv("UNIMED_IMAGE", "registry.example/ops@sha256:2")
-    released.register_at(registry.root, registry.uri, path := released.write(registry.root, "tagged"))
+    registered_release.register_at(registry.root, registry.uri, path := registered_release.write(registry.root, "tagged"))
     release = fetch.load(path)
     tags = MlflowClient().get_model_version_by_alias("unimed-medvlm", "challenger").tags
     assert (tags["git_revision"], tags["image"]) == ("tagged", "registry.example/ops@sha256:2")
@@ -159,7 +159,7 @@ def test_a_deleted_part_is_named_until_then_and_offline_the_cache_will_do(regist
     with pytest.raises(InputError) as caught:
         fetch.fetch(CHAMPION, Tracking())
     assert told(caught).startswith("unimed-router version 1: expected it in the registry, which unimed-medvlm version 1 needs, found none")
-    released.register_at(registry.root, registry.uri, path := released.write(registry.root, "later"))
+    registered_release.register_at(registry.root, registry.uri, path := registered_release.write(registry.root, "later"))
     number = str(MlflowClient().get_model_version_by_alias("unimed-medvlm", "challenger").version)
     before = fetch.fetch(f"models:/unimed-medvlm/{number}", Tracking())
     registry.up.close()

@@ -12,18 +12,18 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import released
-from released import address
+import registered_release
+from registered_release import address
 
 import unimed
 from unimed.errors import InputError
 from unimed.release import pyfunc, row
 
-pytest_plugins = ["released"]
+pytest_plugins = ["registered_release"]
 pytestmark = pytest.mark.usefixtures("apart")
 
 CHAMPION = "models:/unimed-medvlm@champion"
-ASKED = {"image": released.encoded(), "question": "Which structure lies in <region>?"}
+ASKED = {"image": registered_release.encoded(), "question": "Which structure lies in <region>?"}
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_mlflow_s_loader_gives_the_answers_of_ours(project):
 
     rows = pd.DataFrame([{**ASKED, "region": "box:2,3,9,9", "think": True}])
     [found] = mlflow.pyfunc.load_model(CHAMPION).predict(rows).to_dict("records")
-    reply = unimed.load(CHAMPION).answer(released.scan(), ASKED["question"], ["box:2,3,9,9"], think=True)
+    reply = unimed.load(CHAMPION).answer(registered_release.scan(), ASKED["question"], ["box:2,3,9,9"], think=True)
     assert (found["answer"], found["reasoning"]) == (reply.answer, reply.reasoning)
     assert (json.loads(found["masks"]), json.loads(found["router"])) == (list(reply.masks), list(reply.router))
     assert reply.router
@@ -53,7 +53,7 @@ def test_rows_without_region_or_think_are_plain_questions(project):
 
     model = mlflow.pyfunc.load_model(CHAMPION)
     rows = pd.DataFrame([{**ASKED, "question": "Is there a nodule?"}] * 2)
-    reply = unimed.load(CHAMPION).answer(released.scan(), "Is there a nodule?")
+    reply = unimed.load(CHAMPION).answer(registered_release.scan(), "Is there a nodule?")
     assert model.predict(rows)["answer"].tolist() == [reply.answer] * 2
     assert [column.name for column in model.metadata.get_input_schema()] == ["image", "question", "region", "think"]
     with pytest.raises(mlflow.exceptions.MlflowException, match="question"):
@@ -87,9 +87,9 @@ def test_what_mlflow_needs_is_the_same_for_every_release(tmp_path):
 
 
 def test_a_path_is_read_only_below_the_folder_that_was_named(tmp_path, monkeypatch):
-    released.scan().save(tmp_path / "outside.png")
+    registered_release.scan().save(tmp_path / "outside.png")
     (tmp_path / "images").mkdir()
-    released.scan().save(tmp_path / "images/scan.png")
+    registered_release.scan().save(tmp_path / "images/scan.png")
     (tmp_path / "images/link.png").symlink_to(tmp_path / "outside.png")
     ask = {"question": "?", "region": None, "think": None}
     monkeypatch.delenv("UNIMED_IMAGE_ROOT", raising=False)
@@ -97,7 +97,7 @@ def test_a_path_is_read_only_below_the_folder_that_was_named(tmp_path, monkeypat
         row.question({**ask, "image": str(tmp_path / "images/scan.png")})
     monkeypatch.setenv("UNIMED_IMAGE_ROOT", str(tmp_path / "images"))
     for image in ("scan.png", str(tmp_path / "images/scan.png")):
-        assert row.question({**ask, "image": image}).image == released.scan()
+        assert row.question({**ask, "image": image}).image == registered_release.scan()
     for image in ("../outside.png", str(tmp_path / "outside.png"), "link.png", "nothing.png"):
         with pytest.raises(InputError, match="expected a file below the folder UNIMED_IMAGE_ROOT, found none"):
             row.question({**ask, "image": image})
@@ -112,7 +112,7 @@ def test_what_is_no_image_is_one_sentence(image, said):
 def test_a_row_may_name_several_regions(monkeypatch):
     asked = row.question({**ASKED, "region": "box:0,0,2,3 point:5,5", "think": float("nan")})
     assert [int(region.sum()) for region in asked.regions] == [6, 1] and asked.think is False
-    assert asked.image == released.scan()
+    assert asked.image == registered_release.scan()
 
 
 @pytest.mark.slow
@@ -121,7 +121,7 @@ def test_mlflow_serves_it_and_gives_away_no_file(project, tmp_path):
         port = probe.server_port
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", CHAMPION, "--env-manager", "local", "-p", str(port), "-w", "1"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    released.scan().save(tmp_path / "secret.png")
+    registered_release.scan().save(tmp_path / "secret.png")
     with (
         (tmp_path / "log").open("w") as log,
         subprocess.Popen(command, env=os.environ | {"PATH": path}, stdout=log, stderr=log, start_new_session=True) as server,
@@ -130,7 +130,7 @@ def test_mlflow_serves_it_and_gives_away_no_file(project, tmp_path):
             assert _asked(port, "GET", "/ping", None, patience=240)[0] == 200, (tmp_path / "log").read_text()
             status, said = _asked(port, "POST", "/invocations", {"dataframe_records": [{**ASKED, "region": "box:2,3,9,9"}]})
             assert status == 200, said
-            reply = unimed.load(CHAMPION).answer(released.scan(), ASKED["question"], ["box:2,3,9,9"])
+            reply = unimed.load(CHAMPION).answer(registered_release.scan(), ASKED["question"], ["box:2,3,9,9"])
             assert json.loads(said)["predictions"][0]["answer"] == reply.answer
             status, said = _asked(port, "POST", "/invocations", {"dataframe_records": [{**ASKED, "image": str(tmp_path / "secret.png")}]})
             assert status >= 400 and "found a path" in said

@@ -101,7 +101,6 @@ def demo(
 ) -> None:
     """Take raw data through every stage to evaluated, registered models."""
     from unimed import mlflow_server, params
-    from unimed.settings import Tracking
 
     started = time.monotonic()
     if seed is not None:
@@ -114,7 +113,7 @@ def demo(
     if code := demonstration.repro():
         raise typer.Exit(code)
     typer.echo(f"\nreport   {Path('reports/evaluation/report.html').resolve()}")
-    for name, version in mlflow_server.latest_versions(params.parse("tracking", Tracking, {"tracking": {}} | numbers)).items():
+    for name, version in mlflow_server.latest_versions(mlflow_server.configured()).items():
         typer.echo(f"model    {name} version {version}")
     typer.echo(f"took     {(time.monotonic() - started) / 60:.1f} minutes\n{NOTICE}")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from unimed import NOTICE
+from unimed import NOTICE, params
 from unimed.errors import InputError
 from unimed.job import in_pod
 from unimed.settings import Tracking
@@ -21,6 +21,13 @@ TAGS = {"research_use_only": "true"}
 """Of everything in MLflow."""
 
 CONNECT_SECONDS = 2.0
+_FILE = "sqlite:///"
+
+
+def configured() -> Tracking:
+    """The section `tracking` of ./params.yaml; the defaults outside a project."""
+    file = Path("params.yaml")
+    return params.parse("tracking", Tracking, {"tracking": {}} | (params.load(file.read_text()) if file.is_file() else {}))
 
 
 def address(settings: Tracking) -> str:
@@ -43,6 +50,15 @@ def refusal(uri: str) -> str:
     except OSError as error:
         return f"{parts.hostname}:{port} does not answer: {error}"
     return ""
+
+
+def absence(settings: Tracking) -> str:
+    """Why there is no registry to ask; empty when there is a server, or a database. None is made for a question."""
+    uri = address(settings)
+    if uri.startswith(_FILE) and not Path(uri.removeprefix(_FILE)).is_file():
+        remedy = "change into the project's folder or set MLFLOW_TRACKING_URI to the server that has it"
+        return f"{uri.removeprefix(_FILE)}: expected MLflow's database, found none; {remedy}"
+    return "" if uri.startswith("http") else refusal(uri)
 
 
 @contextmanager

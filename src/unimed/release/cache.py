@@ -12,11 +12,11 @@ from unimed import outbox, outputs
 from unimed.data.raw import load
 from unimed.errors import InputError
 from unimed.model import artifacts
-from unimed.release.manifest import MANIFEST
+from unimed.release.manifest import MANIFEST, REGISTERED_AS, SIGNATURE
 from unimed.release.parts import PARENTS
 
-UNSEALED = {MANIFEST, "signature.json", "registered.json", "MLmodel", "pyfunc_model.py", "registered_model_meta"}
-"""Files of a release that its manifest need not name: itself, what is made of it later, and what is MLflow's own."""
+UNSEALED = {MANIFEST, SIGNATURE, REGISTERED_AS, "registered_model_meta"}
+"""Files of a release that its manifest does not name: itself, what is made of it later, and a note that MLflow's local registry adds."""
 
 Make = Callable[[Path], None]
 """Makes the folder at a path at which nothing is."""

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unimed import hashes
+from unimed import hashes, mlflow_server
 from unimed.data import tables
 from unimed.data.subset import TASKS
 from unimed.data.tables import SAMPLES, SPLITS
 from unimed.errors import InputError
 from unimed.model import artifacts
-from unimed.release.closure import DATA, MODELS, absence, download, opened
+from unimed.release.closure import DATA, MODELS, download, opened
 from unimed.release.manifest import MANIFEST
 from unimed.release.parts import PARENTS, REGISTERED, RELEASE
 from unimed.release.tree import Node, missing
@@ -106,7 +106,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _registered(saw: Saw, settings: Tracking) -> Node:
-    if reason := absence(settings):
+    if reason := mlflow_server.absence(settings):
         return missing("registry", {"because": reason})
     with opened(settings, "tell which versions saw a case") as (client, cache):
         return Node("registry", children=tuple(_versions(client, cache, saw)))

@@ -14,6 +14,7 @@ from unimed import mlflow_server, recorder
 from unimed.errors import InputError
 from unimed.model import artifacts
 from unimed.params import flat
+from unimed.release import fetch
 from unimed.release.parts import REGISTERED
 from unimed.settings import Tracking
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 SCHEME = "models:/"
 """How addresses of registered models begin."""
-
-SQLITE = "sqlite:///"
 
 MODELS, DATA = Path("models"), Path("data")
 """Folders of the working folder that stages write to."""
@@ -109,32 +108,19 @@ class Registry:
         return min(found, key=lambda version: int(version.version), default=None)
 
 
-def absence(settings: Tracking) -> str:
-    """Why there is no MLflow to ask; empty when there is one. A database that is not there is not made for a question."""
-    uri = mlflow_server.address(settings)
-    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
-        return f"{uri.removeprefix(SQLITE)}: expected MLflow's database, found none"
-    return mlflow_server.refusal(uri)
-
-
 @contextmanager
 def opened(settings: Tracking, doing: str) -> Iterator[tuple["MlflowClient", Path]]:
     """A client of MLflow and a folder for what it fetches, for the block. Raises InputError when MLflow cannot be asked."""
-    if (reason := absence(settings)) and mlflow_server.address(settings).startswith(SQLITE):
-        raise InputError(f"{reason}; set MLFLOW_TRACKING_URI to the server that has it")
+    if reason := mlflow_server.absence(settings):
+        raise InputError(reason)
     with mlflow_server.reach(settings, doing) as client, TemporaryDirectory() as cache:
         yield client, Path(cache)
 
 
 def resolve(client: "MlflowClient", address: str) -> "ModelVersion":
     """The version that models:/NAME/NUMBER or models:/NAME@ALIAS names. Raises InputError for another form."""
-    name, at, alias = address.removeprefix(SCHEME).partition("@")
-    if at and name and alias:
-        return client.get_model_version_by_alias(name, alias)
-    name, slash, number = name.partition("/")
-    if slash and name and number.isdecimal():
-        return client.get_model_version(name, number)
-    raise InputError(f"{address}: expected models:/NAME/NUMBER or models:/NAME@ALIAS, found another form")
+    name, alias, number = fetch.split(address)
+    return client.get_model_version(name, number) if number else client.get_model_version_by_alias(name, alias)
 
 
 def download(client: "MlflowClient", version: "ModelVersion", folder: Path, file: str = "") -> Path | None:

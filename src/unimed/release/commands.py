@@ -4,7 +4,6 @@ import getpass
 import json
 import os
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -66,15 +65,11 @@ def _tell(entry: "Entry") -> None:
 
 def _settings() -> "Tracking":
     """Where the registry is, by ./params.yaml if there is one. Raises InputError when it would be a file that is not there."""
-    from unimed import mlflow_server, params
-    from unimed.release import registered
-    from unimed.settings import Tracking
+    from unimed import mlflow_server
 
-    numbers = params.load(Path("params.yaml").read_text()) if Path("params.yaml").is_file() else {}
-    settings = params.parse("tracking", Tracking, {"tracking": {}} | numbers)
-    if not registered.exists(settings):
-        uri = mlflow_server.address(settings)
-        raise InputError(f"{uri}: expected a registry, found no such file; change into the project's folder or set MLFLOW_TRACKING_URI")
+    settings = mlflow_server.configured()
+    if reason := mlflow_server.absence(settings):
+        raise InputError(reason)
     return settings
 
 

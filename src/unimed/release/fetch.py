@@ -55,7 +55,7 @@ def fetch(uri: str, settings: Tracking, cache: Path | None = None) -> Fetched:
     cache = cache or caches.default()
     if not uri.startswith("models:"):
         return _from_folder(Path(uri), cache)
-    name, _, number = _split(uri)
+    name, _, number = split(uri)
     note = cache / "versions" / _server(settings) / name / number
     if number and note.is_file() and (reason := mlflow_server.refusal(mlflow_server.address(settings))):
         log.warning("%s is taken from the cache: %s", uri, reason)
@@ -75,7 +75,7 @@ def fetch(uri: str, settings: Tracking, cache: Path | None = None) -> Fetched:
 
 def resolve(uri: str, settings: Tracking) -> str:
     """The number of the version that an address means now. Raises InputError when there is none."""
-    name, alias, number = _split(uri)
+    name, alias, number = split(uri)
     if number:
         return number
     with mlflow_server.reach(settings, f"say what {uri} is") as client:
@@ -96,7 +96,7 @@ def registered(manifest: Path, name: str, settings: Tracking) -> str:
     raise InputError(f"{manifest}: expected the manifest of a version of {name}, found none with sha256 {digest}; it was changed")
 
 
-def _split(uri: str) -> tuple[str, str, str]:
+def split(uri: str) -> tuple[str, str, str]:
     """Name, alias and number of an address; one of the last two is empty."""
     if not (found := _ADDRESS.fullmatch(uri)):
         raise InputError(f"{uri}: expected models:/NAME@ALIAS, models:/NAME/VERSION or a folder, found neither")

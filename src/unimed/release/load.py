@@ -7,13 +7,12 @@ from typing import Any
 
 from PIL import Image
 
-from unimed import answering, params, predict
+from unimed import answering, mlflow_server, predict
 from unimed.answering import Question, Reply
 from unimed.model import artifacts
 from unimed.model.assemble import Assembled
 from unimed.release import fetch
 from unimed.release.manifest import MANIFEST
-from unimed.settings import Tracking
 
 
 @dataclass(frozen=True)
@@ -37,12 +36,5 @@ def load(uri: str, cache: Path | None = None) -> Loaded:
     if (Path(uri) / artifacts.MANIFEST).is_file() and not (Path(uri) / MANIFEST).is_file():
         made = predict.load(Path(uri))
         return Loaded(made, "", artifacts.verify(Path(uri)))
-    found = fetch.fetch(uri, tracking(), cache)
+    found = fetch.fetch(uri, mlflow_server.configured(), cache)
     return Loaded(predict.load(found.folder / "reasoner"), found.version, found.manifest)
-
-
-def tracking() -> Tracking:
-    """Where the project in the working folder keeps its registry; the defaults outside of one."""
-    file = Path("params.yaml")
-    numbers = params.load(file.read_text()) if file.is_file() else {}
-    return params.parse("tracking", Tracking, {"tracking": {}} | numbers)

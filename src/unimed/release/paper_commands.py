@@ -4,14 +4,11 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from unimed.errors import InputError
-
-if TYPE_CHECKING:
-    from unimed.settings import Tracking
 
 CHAMPION = "models:/unimed-medvlm@champion"
 
@@ -36,10 +33,11 @@ def trace(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with hashes in full.")] = False,
 ) -> None:
     """Print what a release or model was made of, down to data and licences."""
+    from unimed import mlflow_server
     from unimed.release import case as cases
     from unimed.release import trace as traces
 
-    settings = _tracking()
+    settings = mlflow_server.configured()
     tree = cases.trace(case, settings, Path()) if case else traces.trace(release, settings, Path(), check)
     typer.echo(json.dumps(tree.as_json(), indent=1, ensure_ascii=False) if as_json else tree.text())
     if check and (fault := next(tree.faults(), "")):
@@ -61,11 +59,16 @@ def verify(
 
 
 def card(release: Release = CHAMPION) -> None:
-    """Print the model card of a release."""
-    from unimed.release import cards
+    """Print the model card of a release, with the override that it is in use by, if any."""
+    from unimed import mlflow_server
+    from unimed.release import cards, closure, journal
 
     with _folder(release) as (folder, _):
-        typer.echo(cards.read(folder), nl=False)
+        text = cards.read(folder)
+    if release.startswith(closure.SCHEME):
+        with closure.opened(mlflow_server.configured(), f"hand out the journal of {release}") as (client, _):
+            text = cards.with_overrides(text, journal.overrides(journal.read(client), str(closure.resolve(client, release).version)))
+    typer.echo(text, nl=False)
 
 
 @keys.command()
@@ -80,22 +83,14 @@ def new(folder: Annotated[Path, typer.Argument(help="Where the pair is written; 
 @contextmanager
 def _folder(release: str) -> Iterator[tuple[Path, str]]:
     """The files of a release, or for the block a copy of what the registry keeps, and the hash of its manifest that is noted there."""
-    from unimed import recorder
+    from unimed import mlflow_server, recorder
     from unimed.release import closure
 
     if not release.startswith(closure.SCHEME):
         yield Path(release), ""
         return
-    with closure.opened(_tracking(), f"hand out {release}") as (client, cache):
+    with closure.opened(mlflow_server.configured(), f"hand out {release}") as (client, cache):
         version = closure.resolve(client, release)
         if (folder := closure.download(client, version, cache)) is None:
             raise InputError(f"{release}: expected the files of version {version.version} at {version.source}, found none")
         yield folder, version.tags.get(recorder.SEALED, "")
-
-
-def _tracking() -> "Tracking":
-    from unimed import params
-    from unimed.settings import Tracking
-
-    numbers = params.load(Path("params.yaml").read_text()) if Path("params.yaml").is_file() else {}
-    return params.parse("tracking", Tracking, {"tracking": {}} | numbers)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from unimed.data.raw import load
-from unimed.release import cards, croissant, data_card, manifest, sbom, signing
+from unimed.release import cards, croissant, data_card, manifest, pyfunc, sbom, signing
 from unimed.release.gate import VERDICT
 from unimed.release.scores import SCORES
 
@@ -23,5 +23,6 @@ def write(folder: Path, gate: Path, data: Mapping[str, Path], lock: Path) -> Non
     (folder / data_card.DATA_CARD).write_text(data_card.text(datasets), encoding="utf-8")
     croissant.write(folder / croissant.CROISSANT, data, datasets)
     sbom.write(folder / sbom.SBOM, release, lock)
+    pyfunc.write(folder)
     manifest.name_files(folder)
     signing.sign(folder)

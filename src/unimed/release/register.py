@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from unimed import NOTICE, job, mlflow_server, recorder
 from unimed.data.raw import load
 from unimed.model import artifacts
-from unimed.release import pyfunc
 from unimed.release.parts import REGISTERED, RELEASE
 from unimed.settings import Tracking
 
@@ -36,7 +35,6 @@ def register(manifest: Path, parts: Mapping[str, Path], revision: str, settings:
         log.warning("the release is not registered: %s", reason)
         return {}
     about = {**mlflow_server.TAGS, **job.source(), **({"git_revision": revision} if revision else {})}
-    pyfunc.write(manifest.parent)
     with mlflow_server.reach(settings, "register the release") as client:
         versions = _Versions(client, settings.experiment, about)
         found = {

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-_FILE = "sqlite:///"
-
 
 @dataclass(frozen=True)
 class Registered:
@@ -47,14 +45,6 @@ class Registered:
         except ValidationError as error:
             fault = f"{error.error_count()} at fault, the first: {error.errors()[0]['msg']}"
             raise InputError(f"{_name(self.number)}: expected the bounds of a gate in its release.json, found {fault}") from error
-
-
-def exists(settings: Tracking) -> bool:
-    """Whether there is a registry to ask: a server, or a file that is there; a pod without a server has none."""
-    uri = mlflow_server.address(settings)
-    if uri.startswith("http"):
-        return True
-    return not mlflow_server.refusal(uri) and (not uri.startswith(_FILE) or Path(uri.removeprefix(_FILE)).exists())
 
 
 def find(client: "MlflowClient", number: str) -> Registered:
@@ -102,7 +92,7 @@ def verify_parts(client: "MlflowClient", release: Registered) -> None:
 
 def champion(settings: Tracking) -> Champion | None:
     """The champion's scores; None where there is no registry or no champion yet. Raises InputError when a server does not answer."""
-    if not exists(settings):
+    if mlflow_server.absence(settings):
         return None
     with mlflow_server.reach(settings, "give the scores of the champion") as client:
         entries = journal.read(client)

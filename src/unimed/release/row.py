@@ -12,10 +12,8 @@ from PIL import Image
 
 from unimed import answering
 from unimed.answering import Question
-from unimed.data import images
 from unimed.data.names import IMAGE_ENDINGS
 from unimed.errors import InputError
-from unimed.predict import MAX_PIXELS
 from unimed.release.pyfunc import IMAGES
 
 
@@ -33,12 +31,12 @@ def _given(value: Any, otherwise: Any) -> Any:
 
 def _image(text: str) -> Image.Image:
     if text.lower().endswith(IMAGE_ENDINGS):  # a dot is in no base64
-        return images.rgb(images.decode(_file(text).read_bytes(), text, MAX_PIXELS))
+        return answering.picture(_file(text).read_bytes(), text)
     try:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise InputError(f"image: expected a PNG or JPEG as base64, found {len(text)} characters that are none") from None
-    return images.rgb(images.decode(content, "image", MAX_PIXELS))
+    return answering.picture(content, "image")
 
 
 def _file(text: str) -> Path:

@@ -86,7 +86,7 @@ def _source(model: str) -> "Source":
     """Where releases come from, by what --model says."""
     from unimed.serving import source
 
-    return source.folder(Path(model))
+    return source.registry(model) if model.startswith("models:") else source.folder(Path(model))
 
 
 def _listen(app: "ASGIApp", listener: socket.socket, grace_s: float) -> None:

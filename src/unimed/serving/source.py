@@ -1,12 +1,23 @@
-"""Where a server's releases come from."""
+"""Where a server's releases come from: the registry, or a folder."""
 
 from pathlib import Path
 
-from unimed import predict
+from unimed import mlflow_server, predict
 from unimed.errors import InputError
 from unimed.model import artifacts
 from unimed.model.assemble import Assembled
+from unimed.release import fetch
 from unimed.serving.follow import Source
+
+
+def registry(address: str) -> Source:
+    """The releases that an address in MLflow's registry means, one after the other; a version is its number."""
+    settings, name = mlflow_server.configured(), fetch.split(address)[0]
+
+    def load(version: str) -> Assembled:
+        return predict.load(fetch.fetch(f"models:/{name}/{version}", settings).folder / "reasoner")
+
+    return Source(lambda: fetch.resolve(address, settings), load)
 
 
 def folder(place: Path) -> Source:
