@@ -14,7 +14,7 @@ import yaml
 from unimed.errors import InputError
 from unimed.eval.ladder import Row
 from unimed.model import artifacts
-from unimed.release import cards, data_card, manifest, papers
+from unimed.release import cards, data_card, manifest
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def test_the_front_matter_is_what_hugging_face_reads(released_project):
 
 def test_the_ladder_stands_with_interval_baseline_and_n(released_project):
     text = card(released_project)
-    assert "| vqa_expert | closed accuracy | 0.900 | 0.850 to 0.950 | 0.500 | 300 | ✓ |" in text
+    assert "| vqa_expert | closed accuracy (baseline: image blanked) | 0.900 | 0.850 to 0.950 | 0.500 | 300 | ✓ |" in text
     assert "| grounding_expert | SEG on questions | 0.010 | 0.000 to 0.020 | – | 300 | ✓ |" in text
 
 
@@ -96,17 +96,18 @@ def test_the_same_release_has_the_same_bytes(released_project, tmp_path):
 
 def test_the_release_names_every_file_beside_it_and_its_base(released_project):
     folder, content = released_project / "reports/release", release(released_project)
-    names = {"README.md", "DATA.md", "croissant.json", "sbom.cdx.json", "scores.parquet"}
+    names = {"README.md", "DATA.md", "MLmodel", "croissant.json", "pyfunc_model.py", "sbom.cdx.json", "scores.parquet"}
     assert content["files"] == {name: artifacts.sha256(folder / name) for name in names}
     foundation = json.loads((released_project / "models/foundation/manifest.json").read_text())
     assert content["base"]["files"] == foundation["files"]
     assert content["base"]["manifest_sha256"] == artifacts.sha256(released_project / "models/foundation/manifest.json")
 
 
-def test_a_gate_without_scores_leaves_none(released_project, tmp_path):
+def test_a_gate_without_scores_is_told_to_run_again(released_project, tmp_path):
     root = released.copied(released_project, tmp_path)
     (root / "reports/gate/scores.parquet").unlink()
-    assert papers.SCORES not in manifest.read(released.release(root, folder="reports/again"))["files"]
+    with pytest.raises(InputError, match="expected the scores that the gate judged, found none; run the gate again"):
+        released.release(root, folder="reports/again")
 
 
 def test_overrides_take_the_place_of_none(released_project):
@@ -122,7 +123,7 @@ def test_the_description_begins_with_what_it_is_and_its_overrides(released_proje
     first, second = told.split("\n\n")[:2]
     assert first.startswith("**For research only") and second == "**In use by override.**"
     assert "- Until 2026-05-31, by Ann Doe: the study ends in May" in told
-    assert "| grounding_expert | mDice | 0.800 | 0.750 to 0.850 | 0.100 | 300 |" in told
+    assert "| grounding_expert | mDice (baseline: image blanked) | 0.800 | 0.750 to 0.850 | 0.100 | 300 |" in told
     assert "CC-BY-4.0, CC0-1.0" in told
     assert "override" not in cards.description(release(released_project), [])
 

@@ -29,7 +29,8 @@ def verified(root) -> list[str]:
 
 def test_an_untouched_release_passes_and_says_what_was_looked_at(project):
     lines = verified(project)
-    names = ["release.json", "DATA.md", "README.md", "croissant.json", "sbom.cdx.json", "scores.parquet", "signature.json"]
+    papers = ["DATA.md", "MLmodel", "README.md", "croissant.json", "pyfunc_model.py", "sbom.cdx.json", "scores.parquet"]
+    names = ["release.json", *papers, "signature.json"]
     parts = ["foundation", "aligned", "vqa_expert", "grounding_expert", "router", "reasoner"]
     assert [line.partition(":")[0] for line in lines] == [*names, *parts, "base"]
     assert not [line for line in lines if "not" in line]

@@ -41,7 +41,7 @@ class Job:
 
     @property
     def tags(self) -> dict[str, str]:
-        """What says how its run and versions came about: stage, recipe, code, data and the data contract; what is not known is left out."""
+        """What says how its run and versions came about, from code to data contract; what is not known is left out."""
         data = {"inputs": json.dumps(self.inputs, sort_keys=True)} if self.inputs else {}
         held = {path: digest for path in sorted(self.inputs) if (digest := _contract(Path(path) / "verdict.json"))}
         return {"stage": self.stage, "recipe_key": self.key} | source() | data | ({"contract": json.dumps(held)} if held else {})

@@ -106,7 +106,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _registered(saw: Saw, settings: Tracking) -> Node:
-    if reason := mlflow_server.absence(settings):
+    if reason := mlflow_server.absence(settings) or mlflow_server.refusal(mlflow_server.address(settings)):
         return missing("registry", {"because": reason})
     with opened(settings, "tell which versions saw a case") as (client, cache):
         return Node("registry", children=tuple(_versions(client, cache, saw)))

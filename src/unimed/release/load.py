@@ -17,7 +17,10 @@ from unimed.release.manifest import MANIFEST
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that answers; `version` is its number in the registry, empty for a folder, `manifest` the release.json or manifest.json."""
+    """A model that answers.
+
+    `version` is its number in the registry, empty for a folder; `manifest` is its release.json or manifest.json.
+    """
 
     made: Assembled
     version: str
