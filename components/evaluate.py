@@ -16,7 +16,7 @@ def run(
     vqa_expert: Input, without_detail: Input, grounding_expert: Input, router: Input, reasoner: Input, report: Output,
     seed: int, evaluate: Evaluate,
 ) -> None:  # fmt: skip
-    """Score all models on the test split and write ladder.json, scored.json, predictions.parquet and report.html."""
+    """Score all models on the test split and write ladder.json, scored.json, predictions.parquet, report.html and the worst cases."""
     data = {"alignment": alignment, "vqa": vqa, "grounding": grounding, "reasoning": reasoning}
     folders = Folders(data, shards, foundation, aligned, vqa_expert, without_detail, grounding_expert, router, reasoner)
     log.info("\n%s", publish.write(report, Examination(folders, evaluate, seed)))

@@ -40,6 +40,9 @@ class Order(Section):
     revision: str = ""
     """Git revision of the project."""
 
+    image: str = ""
+    """Its container image, by digest."""
+
     recipe: str = ""
     """Its recipe key; gate, release and report have none."""
 

@@ -71,12 +71,13 @@ class Plan:
         return Order(
             stage=stage.name,
             revision=self.revision,
+            image=self.image(stage),
             recipe=key,
             sources=self.sources(stage) if key else {},
             store=self.store,
             most_bytes=cluster.by_reference_above_mb * 2**20,
             processes=max(1, resources.gpus(stage, cluster)),
-            train_job=resources.train_job(stage, cluster, self.image(stage) if stage.meta.nodes > 1 else ""),
+            train_job=resources.train_job(stage, cluster, self.image(stage)),
         )
 
 

@@ -57,8 +57,9 @@ class Pod:
     def execute(self, folder: Path) -> None:
         """Run the stage's command in `folder`; ends this program with the command's exit code when that is not 0."""
         fault = folder / "input.fault"
-        known = {job.FAULT: str(fault), job.RUN: self.run, job.RECIPE: self.order.recipe, job.REVISION: self.order.revision}
-        environ = os.environ | known | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+        order = {job.RECIPE: self.order.recipe, job.REVISION: self.order.revision, job.IMAGE: self.order.image}
+        path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+        environ = os.environ | order | {job.FAULT: str(fault), job.RUN: self.run, "PYTHONPATH": path}
         child = subprocess.Popen(self._command(), cwd=folder, env=environ)
         try:
             code = child.wait()

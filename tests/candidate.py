@@ -4,8 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
+import answered
 import places
 import raw_tree
+from answered import CLOSED, DICE, GATE, ROWS, SEG  # noqa: F401  for who takes a candidate
 
 from unimed import hashes
 from unimed.config import Ingest, Split
@@ -14,19 +16,8 @@ from unimed.eval import ladder
 from unimed.eval.ladder import Row
 from unimed.model import artifacts
 from unimed.release.gate import Candidate
-from unimed.settings import Gate
 
 LICENCES = {"SetA": "CC0-1.0", "SetB": "CC-BY-4.0"}
-CLOSED, DICE, SEG = "vqa_expert / closed accuracy", "grounding_expert / mDice", "grounding_expert / SEG on questions"
-ROWS = (
-    Row("vqa_expert", "closed accuracy", 0.9, 0.85, 0.95, 300, 0.5),
-    Row("grounding_expert", "mDice", 0.8, 0.75, 0.85, 300, 0.1),
-    Row("grounding_expert", "SEG on questions", 0.01, 0.0, 0.02, 300),
-)
-GATE = Gate(
-    floors={CLOSED: 0.8, DICE: 0.7}, ceilings={SEG: 0.05}, gaps={CLOSED: 0.3}, least_items=200, least_patients=2,
-    licences=("CC0-1.0", "CC-BY-4.0"),
-)  # fmt: skip
 MODELS = ("foundation", "aligned", "vqa_expert", "grounding_expert", "router", "reasoner")
 
 
@@ -50,6 +41,7 @@ def trained(root: Path) -> None:
 def evaluated(root: Path, *rows: Row) -> None:
     """Write an evaluation of the models and data that lie under `root` now."""
     found = of(root)
+    answered.write(root / "report", answered.predictions())
     ladder.write(root / "report" / "ladder.json", rows or ROWS)
     models = {name: artifacts.sha256(folder / artifacts.MANIFEST) for name, folder in found.models.items()}
     data = {task: hashes.dvc_hash(folder) for task, folder in found.data.items()}

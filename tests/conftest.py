@@ -130,3 +130,13 @@ def make_project(root: Path) -> Project:
 def project(tmp_path: Path) -> Project:
     """A fresh two-stage project."""
     return make_project(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def released_project(tmp_path_factory) -> Path:
+    """A project whose candidate was released; tests spoil copies of it."""
+    import released
+
+    root = tmp_path_factory.mktemp("released")
+    released.make(root)
+    return root

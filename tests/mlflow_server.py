@@ -10,10 +10,16 @@ from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+USER, PASSWORD = "admin", "canary-of-the-admin"
+LOGIN = {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": PASSWORD}
+"""What a client needs for a server with a login."""
+START_SECONDS = 300
 
-def _wait_for(port: int) -> None:
-    """Return when the server says that it is well, after a minute in any case."""
-    for _ in range(600):
+
+def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
+    """Return when the server says that it is well, or has ended; after some minutes in any case, which a busy machine takes."""
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and server.poll() is None:
         with suppress(OSError):
             connection = HTTPConnection("127.0.0.1", port, timeout=5)
             connection.request("GET", "/health")
@@ -23,17 +29,41 @@ def _wait_for(port: int) -> None:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[str]:
-    """A real MLflow server on a free port of this machine."""
+def serving(folder: Path, login: bool = False, database: str = "", artifacts: str = "") -> Iterator[str]:
+    """A real MLflow server on a free port of this machine; with `login` for who knows it, and for sources in its own store alone."""
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as probe:
         port = probe.server_port
     uri = f"http://127.0.0.1:{port}"
-    place = ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "artifacts")]
+    kept = {
+        "--backend-store-uri": database or f"sqlite:///{folder}/server.db",
+        "--artifacts-destination": artifacts or f"{folder}/artifacts",
+    }
+    place = [word for pair in kept.items() for word in pair]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *place]
     environ = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # thirteen processes fewer
+    if login:
+        command += ["--app-name", "basic-auth"]
+        environ |= _login(folder)
     with (folder / "server.log").open("w") as log, subprocess.Popen(command, cwd=folder, env=environ, stdout=log, stderr=log) as server:
         try:
-            _wait_for(port)
+            _wait_for(port, server)
             yield uri
         finally:
             server.terminate()
+
+
+def _login(folder: Path) -> dict[str, str]:
+    lines = (
+        "[mlflow]",
+        "default_permission = NO_PERMISSIONS",
+        f"database_uri = sqlite:///{folder}/users.db",
+        f"admin_username = {USER}",
+        f"admin_password = {PASSWORD}",
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth",
+    )
+    (folder / "basic_auth.ini").write_text("\n".join(lines) + "\n")
+    return {
+        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "basic_auth.ini"),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "canary-of-a-key",
+        "MLFLOW_CREATE_MODEL_VERSION_SOURCE_VALIDATION_REGEX": "^mlflow-artifacts:/",
+    }

@@ -92,8 +92,11 @@ def test_a_sealed_folder_may_hold_another_as_the_foundation_does(tmp_path):
     artifacts.write(tmp_path / "mask", TENSORS, {})
     (tmp_path / "config.json").write_text("{}")
     artifacts.seal(tmp_path, {})
-    assert list(artifacts.verify(tmp_path)["files"]) == ["config.json", f"mask/{artifacts.WEIGHTS}"]
+    assert list(artifacts.verify(tmp_path)["files"]) == ["config.json", f"mask/{artifacts.MANIFEST}", f"mask/{artifacts.WEIGHTS}"]
     assert artifacts.read(tmp_path / "mask").keys() == TENSORS.keys()
+    (tmp_path / "mask" / artifacts.MANIFEST).write_text("{}")
+    with pytest.raises(InputError, match=f"mask/{artifacts.MANIFEST}: expected sha256"):
+        artifacts.verify(tmp_path)
 
 
 def test_a_folder_without_a_manifest_is_an_error_with_its_name(tmp_path):

@@ -180,7 +180,7 @@ def test_a_rejected_model_is_not_released(on_kubeflow):
 
 
 def test_a_second_run_takes_the_stages_from_the_cache_judges_anew_and_releases_what_passes(project, on_kubeflow, compiled, store, server):
-    change(project, gate={"floors": {LOSS: 0}, "ceilings": {}, "gaps": {}, "least_items": 1, "least_patients": 2})
+    change(project, gate={"floors": {LOSS: 0}, "ceilings": {}, "gaps": {}, "modality_floors": {}, "least_items": 1, "least_patients": 2})
     run(project, "unimed", "compile", "--raw", str(project.root / "data/raw"), **store.environ)
     said = kubeflow.run(compiled, on_kubeflow, project.root, store.environ | {"MLFLOW_TRACKING_URI": server.tracking_uri})
     assert set(re.findall(r"Executing task '([a-z-]+)'", said)) == {"importer", "gate", "release", "last-report"}

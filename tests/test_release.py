@@ -59,7 +59,7 @@ def test_the_manifest_holds_hashes_of_all_parts_and_only_the_rows_that_were_judg
     assert content["parts"]["reasoner"]["manifest_sha256"] == artifacts.sha256(made / "models/reasoner/manifest.json")
     assert (content["parts"]["reasoner"]["model"], len(content["parts"]["reasoner"]["dvc"])) == ("unimed-reasoner", 36)
     assert "model" not in content["parts"]["foundation"]
-    assert [row["metric"] for row in content["evaluation"]["rows"]] == ["closed accuracy", "mDice", "SEG on questions"]
+    assert [row["metric"] for row in content["evaluation"]["rows"]] == [row.metric for row in candidate.ROWS]
     assert (content["git_revision"], content["notice"][:17]) == ("abc", "For research only")
 
 
@@ -112,7 +112,7 @@ def test_a_server_that_is_down_is_one_sentence_with_a_remedy(made, tmp_path):
     with pytest.raises(InputError) as caught:
         registered(made, tmp_path / "release", NOWHERE)
     assert "MLflow at 127.0.0.1: expected it to register the release, found: 127.0.0.1:9 does not answer" in str(caught.value)
-    assert "then release again" in str(caught.value)
+    assert "then try again" in str(caught.value)
 
 
 def test_in_a_pod_without_a_server_the_release_is_its_manifest_alone(made, tmp_path, monkeypatch, caplog):
@@ -209,7 +209,8 @@ def test_another_release_moves_the_alias_and_leaves_the_parts(made, tmp_path, se
 
 def program(made: Path, root: Path, uri: str) -> subprocess.CompletedProcess[str]:
     (root / "params.yaml").write_text("tracking: {}\n")
-    command = [sys.executable, "-m", "components.release", "--verdict", str(made / "gate"), *candidate.flags(made)]
+    data = [word for task, folder in candidate.of(made).data.items() for word in (f"--{task}", str(folder))]
+    command = [sys.executable, "-m", "components.release", "--verdict", str(made / "gate"), *data, *candidate.flags(made)]
     environ = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "MLFLOW_TRACKING_URI": uri}
     return subprocess.run([*command, "--release", "reports/release"], cwd=root, env=environ, capture_output=True, text=True, check=False)
 
@@ -218,7 +219,7 @@ def program(made: Path, root: Path, uri: str) -> subprocess.CompletedProcess[str
 def test_the_program_leaves_manifest_and_versions_or_nothing(made, tmp_path, server):
     down = program(made, tmp_path, NOWHERE)
     assert down.returncode == 78 and "Traceback" not in down.stderr
-    assert down.stderr.splitlines()[-1].endswith("then release again")
+    assert down.stderr.splitlines()[-1].endswith("then try again")
     assert not (tmp_path / "reports/release").exists()
     done = program(made, tmp_path, server)
     assert done.returncode == 0, done.stderr

@@ -8,9 +8,12 @@ from typing import Annotated
 
 import typer
 
-from unimed import NOTICE, cluster, environment
+from unimed import NOTICE, cluster, environment, sync
 from unimed import demo as demonstration
 from unimed.errors import BAD_INPUT, InputError
+from unimed.release import commands as release_commands
+from unimed.release import paper_commands
+from unimed.serving import command as serving
 
 app = typer.Typer(
     help="Biomedical vision-language model that sees detail, answers, points and reasons.",
@@ -22,6 +25,10 @@ app = typer.Typer(
 data = typer.Typer(help="Make or write back data.", no_args_is_help=True)
 app.add_typer(data, name="data")
 cluster.add(app)
+paper_commands.add(app)
+release_commands.add(app)
+serving.add(app)
+sync.add(app)
 
 
 @data.command()
@@ -111,7 +118,6 @@ def demo(
 ) -> None:
     """Take raw data through every stage to evaluated, registered models."""
     from unimed import mlflow_server, params
-    from unimed.settings import Tracking
 
     started = time.monotonic()
     if seed is not None:
@@ -124,7 +130,7 @@ def demo(
     if code := demonstration.repro():
         raise typer.Exit(code)
     typer.echo(f"\nreport   {Path('reports/evaluation/report.html').resolve()}")
-    for name, version in mlflow_server.latest_versions(params.parse("tracking", Tracking, {"tracking": {}} | numbers)).items():
+    for name, version in mlflow_server.latest_versions(mlflow_server.configured()).items():
         typer.echo(f"model    {name} version {version}")
     typer.echo(f"took     {(time.monotonic() - started) / 60:.1f} minutes\n{NOTICE}")
 

@@ -22,6 +22,9 @@ RUN, RECIPE, REVISION, FAULT = "UNIMED_RUN", "UNIMED_RECIPE", "UNIMED_REVISION",
 """Environment variables by which a pod says which pipeline run it belongs to, under which key and from which git revision it was compiled,
 and which file to make when the input is at fault: torchrun keeps the exit codes of its processes to itself."""
 
+IMAGE = "UNIMED_IMAGE"
+"""Environment variable with the container image that a pod runs, by digest."""
+
 CHECKPOINTS = "checkpoints"
 """The folder of a job that holds them until its outputs are in place."""
 
@@ -39,6 +42,13 @@ class Job:
     def folder(self) -> Path:
         """Where its metrics and checkpoints lie, by stage and recipe key."""
         return Path("runs") / f"{self.stage}-{self.key}"
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What says how its run and versions came about, from code to data contract; what is not known is left out."""
+        data = {"inputs": json.dumps(self.inputs, sort_keys=True)} if self.inputs else {}
+        held = {path: digest for path in sorted(self.inputs) if (digest := _contract(Path(path) / "verdict.json"))}
+        return {"stage": self.stage, "recipe_key": self.key} | source() | data | ({"contract": json.dumps(held)} if held else {})
 
 
 _running: list[Job] = []
@@ -59,6 +69,23 @@ def run(job: Job) -> Iterator[None]:
 def running() -> Job | None:
     """The job that this program runs; None outside one."""
     return _running[-1] if _running else None
+
+
+def _contract(verdict: Path) -> str:
+    """Whether data keep the data contract, and the hash of the verdict that says so; empty for what was not held against it."""
+    try:
+        said = verdict.read_bytes()
+        found = json.loads(said)
+    except (OSError, ValueError):
+        return ""
+    if not isinstance(found, dict) or "expectations" not in found:
+        return ""
+    return f"{'passed' if found.get('passed') is True else 'failed'} sha256:{hashlib.sha256(said).hexdigest()}"
+
+
+def source() -> dict[str, str]:
+    """The code that runs, as tags: git revision and container image, where there are any."""
+    return {name: value for name, value in (("git_revision", revision()), ("image", os.environ.get(IMAGE, ""))) if value}
 
 
 def find(program: str, flags: dict[str, str], ports: list[str], taken: dict[str, Any], everything: dict[str, Any]) -> Job:

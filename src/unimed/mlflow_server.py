@@ -8,18 +8,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from unimed import NOTICE
+from unimed import NOTICE, params
 from unimed.errors import InputError
 from unimed.job import in_pod
 from unimed.settings import Tracking
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 TAGS = {"research_use_only": "true"}
 """Of everything in MLflow."""
 
 CONNECT_SECONDS = 2.0
+_FILE = "sqlite:///"
+
+
+def configured() -> Tracking:
+    """The section `tracking` of ./params.yaml; the defaults outside a project."""
+    file = Path("params.yaml")
+    return params.parse("tracking", Tracking, {"tracking": {}} | (params.load(file.read_text()) if file.is_file() else {}))
 
 
 def address(settings: Tracking) -> str:
@@ -44,6 +52,15 @@ def refusal(uri: str) -> str:
     return ""
 
 
+def absence(settings: Tracking) -> str:
+    """Why there is no registry to ask; empty when there is a server, or a database. None is made for a question."""
+    uri = address(settings)
+    if uri.startswith(_FILE) and not Path(uri.removeprefix(_FILE)).is_file():
+        remedy = "change into the project's folder or set MLFLOW_TRACKING_URI to the server that has it"
+        return f"{uri.removeprefix(_FILE)}: expected MLflow's database, found none; {remedy}"
+    return "" if uri.startswith("http") else refusal(uri)
+
+
 @contextmanager
 def reach(settings: Tracking, doing: str) -> Iterator["MlflowClient"]:
     """A client of MLflow for the block. Raises InputError, saying that it was expected to do what `doing` says, when it fails."""
@@ -51,15 +68,24 @@ def reach(settings: Tracking, doing: str) -> Iterator["MlflowClient"]:
     if reason := refusal(uri):
         raise _failure(uri, doing, reason)
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield MlflowClient(uri, uri)
-    except InputError:
-        raise
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise _failure(uri, doing, str(error).strip().splitlines()[0]) from error
+    except failures() as error:
+        raise _failure(uri, doing, told(error)) from error
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What MLflow's client raises when a server, its database or its files fail."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, SQLAlchemyError, OSError
+
+
+def told(error: Exception) -> str:
+    """What a failure says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _failure(uri: str, doing: str, reason: str) -> InputError:
@@ -82,6 +108,27 @@ def model(client: "MlflowClient", name: str, about: str = NOTICE) -> None:
     """Have a registered model of that name, described by `about`."""
     if not client.search_registered_models(f"name = '{name}'"):
         _once(lambda: client.create_registered_model(name, TAGS, about))
+
+
+def tagged(client: "MlflowClient", name: str, tag: str, value: str) -> "list[ModelVersion]":
+    """The versions of a registered model with that tag, the lowest number first."""
+    found = client.search_model_versions(f"name = '{name}' and tags.{tag} = '{value}'")
+    return sorted(found, key=lambda version: int(version.version))
+
+
+def version(client: "MlflowClient", name: str, tag: str, value: str, make: "Callable[[], ModelVersion]") -> "ModelVersion":
+    """The one version of a registered model with that tag, made by `make` when there is none.
+
+    Of several that do this at once, all but the one with the lowest number take theirs back: numbers are given in order of commit.
+    """
+    if known := tagged(client, name, tag, value):
+        return known[0]
+    model(client, name)
+    own = make()
+    first = tagged(client, name, tag, value)[0]
+    if first.version != own.version:
+        client.delete_model_version(name, str(own.version))
+    return first
 
 
 def _once(create: Callable[[], object]) -> None:

@@ -1,5 +1,6 @@
 """Outputs that are complete or absent: written beside their place, flushed to disk, then renamed."""
 
+import fcntl
 import logging
 import os
 import shutil
@@ -54,6 +55,28 @@ def place(partial: Path, path: Path) -> None:
     partial.replace(path)
     _sync(path.parent)
     remove(replaced)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Wait until no other process works on `path`: two that write what lies beside it would spoil it."""
+    lock = beside(path, ".lock")
+    while True:
+        with lock.open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            if _is_at(lock, stream.fileno()):  # else the one before has just removed it
+                try:
+                    yield
+                finally:
+                    lock.unlink()
+                return
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def written(targets: dict[str, Path]) -> dict[str, Path]:

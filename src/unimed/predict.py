@@ -8,12 +8,10 @@ import numpy as np
 from PIL import Image
 
 from unimed import answering
-from unimed.data import images, masks
+from unimed.data import masks
 from unimed.errors import InputError
 from unimed.eval import overlays
 from unimed.model import artifacts, assemble
-
-MAX_PIXELS = 2**26
 
 
 def predict(model: Path, image: Path, question: str, regions: list[str], out: Path | None, think: bool = False) -> dict[str, Any]:
@@ -47,7 +45,7 @@ def open_image(path: Path) -> Image.Image:
     """A PNG or JPEG file as 8-bit RGB. Raises InputError for a missing file or one that is no image."""
     if not path.is_file():
         raise InputError(f"{path}: expected an image file, found none")
-    return images.rgb(images.decode(path.read_bytes(), str(path), MAX_PIXELS))
+    return answering.picture(path.read_bytes(), str(path))
 
 
 def _write(out: Path, image: Image.Image, drawn: list[masks.Pixels]) -> list[Path]:

@@ -1,6 +1,6 @@
 """Sections of params.yaml that no stage depends on: where numbers go, how a cluster runs the stages, what a release must reach."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat
 
@@ -82,11 +82,20 @@ class Gate(Section):
     gaps: dict[str, FiniteFloat] = Field(default_factory=dict)
     """How far the low end must lie above the row's baseline, mostly the same model with its image blanked; below 0 it may lie under it."""
 
+    margins: dict[str, Annotated[FiniteFloat, Field(ge=0)]] = Field(min_length=1)
+    """How much worse than the champion's a row may be: the interval of the paired difference on shared items must lie above -margin."""
+
+    modality_floors: dict[str, FiniteFloat] = Field(default_factory=dict)
+    """The low end must reach this in every modality with enough items."""
+
+    least_modality_items: int = Field(default=50, gt=0)
+    """A modality with fewer items of a row is listed and not judged."""
+
     least_items: int = Field(gt=0)
-    """A row on fewer items says nothing, whatever it says."""
+    """A row on fewer items says nothing, whatever it says; nor does a comparison on fewer that are shared."""
 
     least_patients: int = Field(gt=1)
-    """Held-out patients of each task; intervals resample patients, and few make them too narrow."""
+    """Held-out patients of each task, and of each comparison; intervals resample patients, and few make them too narrow."""
 
     licences: tuple[str, ...] = Field(min_length=1)
     """Licences of data that a released model may have seen, by the name the samples carry."""

@@ -1,14 +1,11 @@
 """The content-addressed store, which is the DVC remote: folders and files by hash in DVC's layout, and beside them records of stages."""
 
-import fcntl
 import hashlib
 import json
-import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -56,7 +53,7 @@ class Store:
         """
         _check_digest(digest)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(path):
+        with outputs.alone(path):
             if not path.exists() or hashes.dvc_hash(path) != digest:
                 self._pull(digest, path, outputs.beside(path, ".partial"))
 
@@ -147,28 +144,6 @@ def _each(label: str, work: Callable[[T, Moved], None], items: list[T]) -> None:
         finally:
             meter.is_stopped = True
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait until no other pull works on `path`: two that append to one file would spoil it."""
-    lock = outputs.beside(path, ".lock")
-    while True:
-        with lock.open("w") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            if _is_at(lock, stream.fileno()):  # else the one before has just removed it
-                try:
-                    yield
-                finally:
-                    lock.unlink()
-                return
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
 
 
 def _name(digest: str) -> str:

@@ -63,10 +63,14 @@ def _overlay(row: Cells, images: Images) -> Cells:
 
 def worst_answers(records: Sequence[Cells], images: Images) -> list[Cells]:
     """The lowest-scored answers, question types in turn so that one type does not fill the page."""
+    return [_answer(row, images) for row in worst(records, "question_type", _CASES)]
+
+
+def worst(records: Sequence[Cells], column: str, count: int) -> list[Cells]:
+    """The lowest-scored of what is not quite right, the values of a column in turn so that one does not take all places."""
     wrong = sorted((row for row in records if row["score"] < 1), key=_by_score)
-    by_type = sorted(grouped(wrong, "question_type").items())
-    in_turn = [group[turn] for turn in range(_CASES) for _, group in by_type if turn < len(group)]
-    return [_answer(row, images) for row in in_turn[:_CASES]]
+    groups = sorted(grouped(wrong, column).items())
+    return [group[turn] for turn in range(count) for _, group in groups if turn < len(group)][:count]
 
 
 def reasoning(records: Sequence[Cells], images: Images) -> list[Cells]:
@@ -78,16 +82,17 @@ def reasoning(records: Sequence[Cells], images: Images) -> list[Cells]:
 def _answer(row: Cells, images: Images) -> Cells:
     picture = images(row["sample_id"]).convert("RGB")
     picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-    texts = {name: _short(str(row[name])) for name in ("question", "truth", "prediction")}
+    texts = {name: short(str(row[name])) for name in ("question", "truth", "prediction")}
     asked, _, options = texts["question"].partition("\n")
     return {**row, **texts, "asked": asked, "options": options, "uri": data_uri(picture)}
 
 
 def _thought(row: Cells, images: Images) -> Cells:
     parts = split_thought(row["prediction"])
-    said = {"thought": _short(parts.thought), "answer": _short(parts.answer), "well_formed": parts.well_formed}
+    said = {"thought": short(parts.thought), "answer": short(parts.answer), "well_formed": parts.well_formed}
     return {**_answer(row, images), **said, "right": row["score"] >= 1}
 
 
-def _short(text: str, limit: int = 420) -> str:
+def short(text: str, limit: int = 420) -> str:
+    """The text, cut where it is too long for a page."""
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"

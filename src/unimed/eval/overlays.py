@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -11,6 +12,8 @@ from unimed.eval.metrics import Mask
 
 TRUTH, PREDICTION = (86, 180, 233), (230, 159, 0)
 """Sky blue and orange of Okabe & Ito 2008, Color Universal Design; what is missed or extra wears the colour of the mask it belongs to."""
+REGION = (0, 158, 115)
+"""Bluish green of the same palette."""
 _GAP_PX, _EDGE_PX = 4, 3
 
 
@@ -22,9 +25,8 @@ def panels(image: Image.Image, truth: Mask, prediction: Mask, panel_px: int = 24
     for name, mask in (("truth", truth), ("prediction", prediction)):
         if mask.shape != (image.height, image.width):
             raise InputError(f"a {name} mask of {image.height} x {image.width} expected, found {mask.shape} (height, width)")
-    scale = panel_px / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    plain = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    plain = _sized(image, panel_px)
+    size = plain.size
     true, predicted = (_resized(mask, size) for mask in (truth, prediction))
     difference = _tinted(_tinted(plain, true & ~predicted, TRUTH, 0.85), predicted & ~true, PREDICTION, 0.85)
     row = [plain, outlined(plain, true, TRUTH), outlined(plain, predicted, PREDICTION), difference]
@@ -45,11 +47,25 @@ def outlined(image: Image.Image, mask: Mask, colour: tuple[int, int, int]) -> Im
     return _tinted(_tinted(image, inside, colour, 0.15), mask & ~inside, colour, 1.0)
 
 
+def marked(image: Image.Image, marks: Sequence[tuple[Mask, tuple[int, int, int]]], longest_px: int) -> Image.Image:
+    """The image with several masks outlined, later ones over earlier ones; its longer side is `longest_px`."""
+    picture = _sized(image, longest_px)
+    for mask, colour in marks:
+        picture = outlined(picture, _resized(mask, picture.size), colour)
+    return picture
+
+
 def data_uri(image: Image.Image) -> str:
     """The image as text that an HTML page can show without a file beside it (WebP)."""
     buffer = io.BytesIO()
     image.save(buffer, format="WEBP", quality=88, method=4)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _sized(image: Image.Image, longest_px: int) -> Image.Image:
+    scale = longest_px / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
 
 
 def _resized(mask: Mask, size: tuple[int, int]) -> Mask:

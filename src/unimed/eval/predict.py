@@ -9,7 +9,7 @@ from torch import Tensor
 from unimed.data import masks
 from unimed.data.samples import Sample
 from unimed.model.assemble import Assembled
-from unimed.model.processor import SEG, Message, Picture
+from unimed.model.processor import SEG, Message, Picture, UniMedProcessor
 from unimed.train.batch import blanked, labelled, messages, picture
 
 
@@ -61,27 +61,33 @@ def answer(
     drawn_by = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     written = model.generate(**batch, max_new_tokens=max_new_tokens, use_cache=True, **drawn_by, **ends)
     said = [_until_end(tokenizer.decode(row), tokenizer.eos_token) for row in written[:, batch["input_ids"].shape[1] :]]
-    drawn = _masks(made, conversations, said, batch["pixel_values"], batch["image_sizes"])
-    return [Answer(text, tuple(masks.encode(mask) for mask in found)) for text, found in zip(said, drawn, strict=True)]
+    pointed = mask_logits(made, conversations, said, batch["pixel_values"], batch["image_sizes"])
+    found = zip(said, pointed, batch["image_sizes"], strict=True)
+    return [Answer(text, rles(made.processor, logits, size)) for text, logits, size in found]
 
 
 def _until_end(text: str, end: str) -> str:
     return text.split(end)[0]
 
 
-def _masks(
+@torch.no_grad()
+def mask_logits(
     made: Assembled, conversations: Sequence[list[Message]], said: Sequence[str], pixels: Tensor, sizes: Tensor
-) -> list[list[masks.Pixels]]:
-    """For every answer the masks of its `<SEG>` tokens, from one pass over questions and answers."""
+) -> list[Tensor]:
+    """For every answer the low-resolution logits of its `<SEG>` tokens' masks, from one pass over questions and answers."""
     rows = [row for row, text in enumerate(said) if SEG in text]
-    found: list[list[masks.Pixels]] = [[] for _ in said]
+    found = [torch.empty(0)] * len(said)
     if rows:
         complete = [[*conversations[row], {"role": "assistant", "content": said[row]}] for row in rows]
         batch = labelled(made.processor, complete, [[size] for size in sizes[rows].tolist()])
         tokens = {name: batch[name].to(pixels.device) for name in ("input_ids", "attention_mask")}
         shown = {"pixel_values": pixels[rows], "image_sizes": sizes[rows]}
         logits = made.model(**tokens, **shown, segment=True, logits_to_keep=1).mask_logits.cpu()
-        owner = [row for row in rows for _ in range(said[row].count(SEG))]
-        for row, mask in zip(owner, made.processor.masks(logits, sizes[owner]), strict=True):
-            found[row].append(mask)
+        for row, own in zip(rows, logits.split([said[row].count(SEG) for row in rows]), strict=True):
+            found[row] = own
     return found
+
+
+def rles(processor: UniMedProcessor, logits: Tensor, size: Tensor) -> tuple[str, ...]:
+    """Masks as COCO RLE at the size of their image, (height, width); one after the other, since an image may be large."""
+    return tuple(masks.encode(mask) for low in logits for mask in processor.masks(low[None], size[None]))

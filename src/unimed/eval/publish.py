@@ -8,7 +8,7 @@ from PIL import Image
 
 from unimed import hashes
 from unimed.data.tables import Tables, write_json
-from unimed.eval import ladder, report
+from unimed.eval import ladder, report, worst
 from unimed.eval.examination import Examination, Folders
 from unimed.eval.rows import Scores, rungs
 from unimed.model import artifacts
@@ -18,17 +18,27 @@ TRUSTED = 200
 
 
 def write(folder: Path, examination: Examination) -> str:
-    """Write ladder.json, scored.json, predictions.parquet and report.html; returns the ladder as text."""
+    """Write ladder.json, scored.json, predictions.parquet, report.html and the worst cases; returns the ladder as text."""
     folder.mkdir(parents=True)
-    predictions = examination.examine()
-    scores = Scores(predictions, examination.seed, examination.settings.bootstrap_samples)
-    rows = [*examination.caption_rows(), *rungs(scores)]
+    predictions = _with_images_named(examination.examine(), examination.folders)
+    seed, samples = examination.seed, examination.settings.bootstrap_samples
+    rows = [*examination.caption_rows(), *(rung.row(seed, samples) for rung in rungs(Scores(predictions)))]
     ladder.write(folder / "ladder.json", rows)
     write_json(folder / "scored.json", scored(examination.folders))
     predictions.to_parquet(folder / "predictions.parquet", index=False)
-    samples = Tables.read(examination.folders.data["vqa"]).samples
-    report.write(folder, rows, predictions, _images(examination), examination.curves(), examination.router_use, notes(samples, predictions))
+    about, images = notes(Tables.read(examination.folders.data["vqa"]).samples, predictions), _images(examination)
+    report.write(folder, rows, predictions, images, examination.curves(), examination.router_use, about)
+    worst.write(folder, predictions, images)
     return ladder.table(rows)
+
+
+def _with_images_named(predictions: pd.DataFrame, folders: Folders) -> pd.DataFrame:
+    """The predictions with the sha256 of each image's bytes: two evaluations share an item only where they share its image."""
+    known: dict[str, str] = {}
+    for place in folders.data.values():
+        samples = Tables.read(place).samples
+        known |= dict(zip(samples["sample_id"], samples["sha256"], strict=True))
+    return predictions.assign(image_sha256=predictions["sample_id"].map(known))
 
 
 def scored(folders: Folders) -> dict[str, dict[str, str]]:

@@ -13,12 +13,37 @@ Frame = pd.DataFrame
 
 
 @dataclass(frozen=True)
+class Rung:
+    """A row of the ladder before it is measured: the predictions that it is about, the value of each, and what stands beside it."""
+
+    stage: str
+    metric: str
+    items: Frame
+    values: pd.Series
+    baseline: float | None = None
+    whole: pd.Series | None = None
+    """Where the row is a share of a whole: how much of it each item has to give; else the row is the mean of the values."""
+
+    @property
+    def name(self) -> str:
+        """Stage and metric, as bounds name a row."""
+        return f"{self.stage} / {self.metric}"
+
+    def row(self, seed: int, samples: int) -> Row:
+        """The row with its interval over resampled patients."""
+        values, patients = self.values.to_numpy(), self.items["case"].tolist()
+        if self.whole is None:
+            found = bootstrap.interval(values, patients, seed, samples)
+        else:
+            found = bootstrap.ratio_interval(values, self.whole.to_numpy(), patients, seed, samples)
+        return measured(self.stage, self.metric, found, self.baseline)
+
+
+@dataclass(frozen=True)
 class Scores:
-    """All predictions of an evaluation, to be cut and averaged; intervals resample patients."""
+    """All predictions of an evaluation, to be cut into rows."""
 
     table: Frame
-    seed: int
-    samples: int
 
     def of(self, stage: str, task: str, variant: str = "", kinds: tuple[str, ...] = ()) -> Frame:
         """The predictions of a stage on a task, of some question types or all."""
@@ -38,20 +63,16 @@ class Scores:
 
     def row(
         self, stage: str, metric: str, rows: Frame, baseline: Frame | None = None, value: Callable[[Frame], pd.Series] | None = None
-    ) -> Row:
+    ) -> Rung:
         """One row of the ladder; the baseline's mean stands beside it."""
         values = (value(rows) if value else rows["score"]).astype(float)
-        found = bootstrap.interval(values.to_numpy(), rows["case"].tolist(), self.seed, self.samples)
         beside = float((value(baseline) if value else baseline["score"]).mean()) if baseline is not None and len(baseline) else None
-        return measured(stage, metric, found, beside)
+        return Rung(stage, metric, rows, values, beside)
 
-    def kept(self, stage: str, metric: str, rows: Frame, reference: Frame) -> Row:
+    def kept(self, stage: str, metric: str, rows: Frame, reference: Frame) -> Rung:
         """The share of a reference's score that is kept on the same items."""
         pairs = rows.merge(reference[["conversation_id", "score"]], on="conversation_id", suffixes=("", "_reference"))
-        found = bootstrap.ratio_interval(
-            pairs["score"].to_numpy(), pairs["score_reference"].to_numpy(), pairs["case"].tolist(), self.seed, self.samples
-        )
-        return measured(stage, metric, found, 1.0)
+        return Rung(stage, metric, pairs, pairs["score"], 1.0, whole=pairs["score_reference"])
 
 
 def points(rows: Frame) -> pd.Series:
@@ -64,12 +85,12 @@ def well_formed(rows: Frame) -> pd.Series:
     return rows["prediction"].map(lambda text: answers.split_thought(text).well_formed)
 
 
-def rungs(scores: Scores) -> list[Row]:
+def rungs(scores: Scores) -> list[Rung]:
     """Every row after stage 1, in the order of the stages."""
     return [*_vqa(scores), *_grounding(scores), *_router(scores), *_reasoning(scores)]
 
 
-def _vqa(s: Scores) -> list[Row]:
+def _vqa(s: Scores) -> list[Rung]:
     stage, blind, detail = "vqa_expert", s.closed("vqa_expert", "blind"), ("detail",)
     blurred = s.closed("without_detail", kinds=detail)
     kinds = sorted(set(s.closed(stage)["question_type"]))
@@ -86,7 +107,7 @@ def _regions(s: Scores, variant: str) -> Frame:
     return s.of("vqa_expert", "vqa", variant, ("region",))
 
 
-def _grounding(s: Scores) -> list[Row]:
+def _grounding(s: Scores) -> list[Rung]:
     stage = "grounding_expert"
     return [
         s.row(stage, "mDice (baseline: image blanked)", s.targets(stage), s.targets(stage, "blind")),
@@ -96,7 +117,7 @@ def _grounding(s: Scores) -> list[Row]:
     ]
 
 
-def _router(s: Scores) -> list[Row]:
+def _router(s: Scores) -> list[Rung]:
     stage, vqa, dice = "moe_router", s.closed("vqa_expert"), s.targets("grounding_expert")
     rows = [
         s.row(stage, "closed accuracy (baseline: vqa expert)", s.closed(stage), vqa),
@@ -110,7 +131,7 @@ def _router(s: Scores) -> list[Row]:
     return rows
 
 
-def _reasoning(s: Scores) -> list[Row]:
+def _reasoning(s: Scores) -> list[Rung]:
     stage, before = "grpo", s.of("moe_router", "reasoning")
     thought, cold = s.of(stage, "reasoning"), s.of("cold_start", "reasoning")
     sampled = s.of(stage, "reasoning", "sampled"), s.of("cold_start", "reasoning", "sampled")

@@ -55,6 +55,7 @@ def _row(sample: Sample, said: Answer, asking: Asking) -> dict[str, Any]:
         "score": item_score(turn, said),
         "answer_rle": json.dumps(said.rles),
         "truth_rle": json.dumps([masks.encode(mask) for mask in turn.targets]),
+        "region_rle": json.dumps([masks.encode(mask) for mask in turn.regions]),
         "height": sample.height,
         "width": sample.width,
     }

@@ -32,8 +32,8 @@ def seal(folder: Path, parents: Mapping[str, Path], **facts: Any) -> None:
 
 
 def _files(folder: Path) -> list[str]:
-    """What a manifest speaks of: every file of a folder and the folders in it, manifests aside."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    """What a manifest speaks of: every file of a folder and the folders in it, but itself."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
 
 
 def verify(folder: Path) -> dict[str, Any]:

@@ -184,6 +184,19 @@ def take_decisions(
     return logits[:, mask] if token else logits.squeeze(2)
 
 
+def taken_shares(model: nn.Module) -> dict[int, Float[Tensor, "batch seq_or_one expert"]]:
+    """The share of each expert in the pass just made, by layer; a router that went by an earlier decision is absent.
+
+    They can be taken once.
+    """
+    found = {}
+    for router in (module for module in model.modules() if isinstance(module, Router)):
+        if router.logits is not None:
+            found[router.layer] = router.chosen(router.logits)
+            router.logits = None
+    return found
+
+
 def balance_loss(logits: Float[Tensor, "layer decision expert"]) -> Float[Tensor, ""]:
     """Number of experts times the sum over experts of the squared mean share; 1 when used evenly, more when one takes all.
 
@@ -205,6 +218,10 @@ class Watch:
         self.names = names
         self.totals: dict[int, Tensor] = {}
 
+    def add(self, layer: int, share: Float[Tensor, " expert"]) -> None:
+        """Count what one router chose."""
+        self.totals[layer] = self.totals.get(layer, torch.zeros_like(share)) + share
+
     def shares(self) -> list[tuple[int, str, float]]:
         """Layer, expert and its share of all that was routed."""
         return [
@@ -222,8 +239,7 @@ def watched(model: nn.Module) -> Iterator[Watch]:
     def note(router: Router, args: tuple, gates: Tensor) -> None:
         # Passes that reuse a decision made for the prompt leave no new logits.
         if router.logits is not None:
-            share = router.chosen(router.logits).flatten(0, -2).sum(0)
-            watch.totals[router.layer] = watch.totals.get(router.layer, torch.zeros_like(share)) + share
+            watch.add(router.layer, router.chosen(router.logits).flatten(0, -2).sum(0))
             router.logits = None
 
     handles = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, Router)]

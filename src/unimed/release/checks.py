@@ -1,4 +1,4 @@
-"""What a gate asks, one check a question, of four kinds: quality, data, provenance, safety.
+"""What a gate asks, one check a question, of five kinds: quality, comparison (comparison.py), data, provenance, safety.
 
 What a check is there to find makes it fail; nothing here raises for it.
 """
@@ -31,7 +31,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Check:
-    """One question with its answer; `kind` is quality, data, provenance or safety."""
+    """One question with its answer; `kind` is quality, comparison, data, provenance or safety."""
 
     kind: str
     name: str

@@ -10,11 +10,13 @@ from unimed import NOTICE, hashes, pages
 from unimed.data.raw import load
 from unimed.data.tables import Tables, write_json
 from unimed.errors import InputError
-from unimed.eval import charts, ladder
+from unimed.eval import charts, ladder, worst
+from unimed.eval.cases import Cells
 from unimed.eval.ladder import Row
 from unimed.model import artifacts
-from unimed.release import checks
+from unimed.release import checks, comparison, scores
 from unimed.release.checks import Check, Validated
+from unimed.release.comparison import Champion
 from unimed.settings import Gate
 
 VERDICT, REPORT, SCORED = "verdict.json", "report.html", "scored.json"
@@ -30,18 +32,23 @@ class Candidate:
     report: Path
 
 
-def write(folder: Path, candidate: Candidate, gate: Gate) -> dict[str, Any]:
-    """Judge a candidate and write verdict.json and report.html; returns the verdict. The same input gives the same bytes.
+def write(folder: Path, candidate: Candidate, gate: Gate, champion: Champion | None = None) -> dict[str, Any]:
+    """Judge a candidate, beside the champion if any; writes verdict.json, scores.parquet, report.html and returns the verdict.
 
-    Raises InputError for a folder that holds no validated data, no model or no evaluation; whatever else is wrong is a failed check.
+    The same input gives the same bytes. Raises InputError for a folder that holds no validated data, no model or no evaluation; whatever
+    else is wrong is a failed check.
     """
     for model in candidate.models.values():
         if not (model / artifacts.MANIFEST).is_file():
             raise InputError(f"{model}: expected a model folder with a {artifacts.MANIFEST}, found none")
-    found = {task: _validated(place) for task, place in candidate.data.items()}
+    found = {task: validated(place) for task, place in candidate.data.items()}
     rows, scored = ladder.read(candidate.report / "ladder.json"), _scored(candidate.report / SCORED)
+    per_item, shown = scores.table(candidate.report), worst.read(candidate.report)
+    data = {task: valid.digest for task, valid in found.items()}
     answered = [
         *checks.quality(rows, gate),
+        *comparison.modalities(per_item, gate),
+        *comparison.checks(per_item, data, champion, gate),
         *checks.data(found, gate),
         *checks.provenance(candidate.models, found, scored),
         *checks.safety(candidate.models),
@@ -51,7 +58,8 @@ def write(folder: Path, candidate: Candidate, gate: Gate) -> dict[str, Any]:
         "reasons": [check.sentence for check in answered if not check.passed],
         "checks": [asdict(check) for check in answered],
         "models": {name: artifacts.sha256(place / artifacts.MANIFEST) for name, place in candidate.models.items()},
-        "data": {task: valid.digest for task, valid in found.items()},
+        "data": data,
+        "champion": {"version": champion.version, "manifest_sha256": champion.manifest_sha256} if champion else None,
         "licences": {task: valid.licences for task, valid in found.items()},
         "evaluation": hashes.dvc_hash(candidate.report),
         "rows": [asdict(row) for row in rows],
@@ -60,11 +68,13 @@ def write(folder: Path, candidate: Candidate, gate: Gate) -> dict[str, Any]:
     }
     folder.mkdir(parents=True)
     write_json(folder / VERDICT, verdict)
-    (folder / REPORT).write_text(_page(verdict, answered, rows), encoding="utf-8")
+    scores.write(per_item, folder)
+    (folder / REPORT).write_text(_page(verdict, answered, rows, shown), encoding="utf-8")
     return verdict
 
 
-def _validated(folder: Path) -> Validated:
+def validated(folder: Path) -> Validated:
+    """What validation left in a folder. Raises InputError when it left nothing there."""
     verdict, manifest = load(folder / "verdict.json"), load(folder / "manifest.json")
     for name, content, keys in (("verdict", verdict, {"passed", "kept", "expectations"}), ("manifest", manifest, {"counts"})):
         if not isinstance(content, dict) or not keys <= content.keys():
@@ -79,10 +89,10 @@ def _scored(path: Path) -> dict[str, Any]:
     return scored
 
 
-def _page(verdict: Mapping[str, Any], answered: Sequence[Check], rows: Sequence[Row]) -> str:
+def _page(verdict: Mapping[str, Any], answered: Sequence[Check], rows: Sequence[Row], shown: Sequence[Cells]) -> str:
     drawn = {f"{row.stage} / {row.metric}": _drawn(row) for row in rows}
     kinds = [(kind, list(group)) for kind, group in groupby(answered, lambda check: check.kind)]
-    return pages.render(TEMPLATE, verdict=verdict, kinds=kinds, drawn=drawn)
+    return pages.render(TEMPLATE, verdict=verdict, kinds=kinds, drawn=drawn, worst=shown)
 
 
 def _drawn(row: Row) -> str:

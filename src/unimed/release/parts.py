@@ -1,5 +1,10 @@
 """The folders that a release is made of: what each was made from, and the name it is registered under."""
 
+from collections.abc import Mapping
+from typing import TypeVar
+
+About = TypeVar("About")
+
 PARENTS = {
     "foundation": {},
     "aligned": {"foundation": "foundation"},
@@ -16,6 +21,9 @@ PARENTS = {
 }
 """By folder: its parents by the names its manifest gives them, and the folders those are."""
 
+BASE = "foundation"
+"""The folder of what is frozen: base models, pinned by hash and not copied."""
+
 REGISTERED = {
     "aligned": "unimed-align",
     "vqa_expert": "unimed-vqa-expert",
@@ -27,3 +35,9 @@ REGISTERED = {
 
 RELEASE = "unimed-medvlm"
 """The registered model whose versions are releases."""
+
+
+def in_order(parts: Mapping[str, About]) -> list[tuple[str, About]]:
+    """Parts by folder in the order in which they are made, unknown ones last."""
+    known = list(PARENTS)
+    return sorted(parts.items(), key=lambda item: (known.index(item[0]) if item[0] in known else len(known), item[0]))

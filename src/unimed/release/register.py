@@ -1,5 +1,6 @@
 """Releases in MLflow's model registry: each once, whoever tries and however often. Unlike tracking, this fails when MLflow does."""
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -7,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unimed import NOTICE, mlflow_server, recorder
+from unimed import NOTICE, job, mlflow_server, recorder
+from unimed.data.raw import load
 from unimed.model import artifacts
 from unimed.release.parts import REGISTERED, RELEASE
 from unimed.settings import Tracking
@@ -32,17 +34,29 @@ def register(manifest: Path, parts: Mapping[str, Path], revision: str, settings:
     if (reason := mlflow_server.refusal(uri)) and not uri.startswith("http"):
         log.warning("the release is not registered: %s", reason)
         return {}
-    about = {**mlflow_server.TAGS, **({"git_revision": revision} if revision else {})}
+    about = {**mlflow_server.TAGS, **job.source(), **({"git_revision": revision} if revision else {})}
     with mlflow_server.reach(settings, "register the release") as client:
         versions = _Versions(client, settings.experiment, about)
-        found = {name: versions.version(name, parts[part], artifacts.MANIFEST, {}) for part, name in REGISTERED.items()}
+        found = {
+            name: versions.version(name, parts[part], artifacts.MANIFEST, recorder.sealed(parts[part])) for part, name in REGISTERED.items()
+        }
         made_by = found[REGISTERED["reasoner"]].tags.get("recipe_key")
         numbers = {name: str(version.version) for name, version in found.items()}
-        tags = numbers | ({"recipe_key": made_by} if made_by else {})
+        tags = numbers | _about(load(manifest)) | ({"recipe_key": made_by} if made_by else {})
         release = versions.version(RELEASE, manifest.parent, manifest.name, tags)
         client.set_registered_model_alias(RELEASE, ALIAS, str(release.version))
     log.info("%s version %s is %s", RELEASE, release.version, ALIAS)
     return {"model": RELEASE, "version": str(release.version), "alias": ALIAS, "parts": numbers}
+
+
+def _about(release: Mapping[str, Any]) -> dict[str, str]:
+    """What the registry shows of a release: the base model, the data and the evaluation by hash, and that a gate let it through."""
+    return {
+        "base_model_sha256": release["parts"]["foundation"]["manifest_sha256"],
+        "inputs": json.dumps(release["data"], sort_keys=True),
+        "evaluation": release["evaluation"]["dvc"],
+        "gate": f"passed sha256:{release['gate']['sha256']}",
+    }
 
 
 @dataclass(frozen=True)
@@ -55,24 +69,19 @@ class _Versions:
 
     def version(self, name: str, folder: Path, manifest: str, tags: Mapping[str, str]) -> "ModelVersion":
         """The version of a registered model with the folder's manifest; made from the folder, with these tags, when there is none."""
-        digest = artifacts.sha256(folder / manifest)
-        if known := self._known(name, digest):
-            return known[0]
-        mlflow_server.model(self.client, name)
-        with self._run(name) as (number, place):
-            self.client.log_artifacts(number, str(folder), "model")
-            about = {**self.about, **tags, recorder.SEALED: digest}
-            own = self.client.create_model_version(name, f"{place}/model", number, about, description=NOTICE)
-        # Of several that do this at once, all but the one with the lowest number take theirs back: numbers are given in order of commit.
-        first = self._known(name, digest)[0]
-        if first.version != own.version:
-            self.client.delete_model_version(name, str(own.version))
-            self.client.delete_run(number)
-        return first
+        digest, own = artifacts.sha256(folder / manifest), ""
 
-    def _known(self, name: str, digest: str) -> "list[ModelVersion]":
-        found = self.client.search_model_versions(f"name = '{name}' and tags.{recorder.SEALED} = '{digest}'")
-        return sorted(found, key=lambda version: int(version.version))
+        def make() -> "ModelVersion":
+            nonlocal own
+            with self._run(name) as (own, place):
+                self.client.log_artifacts(own, str(folder), "model")
+                about = {**self.about, **tags, recorder.SEALED: digest}
+                return self.client.create_model_version(name, f"{place}/model", own, about, description=NOTICE)
+
+        found = mlflow_server.version(self.client, name, recorder.SEALED, digest, make)
+        if own and found.run_id != own:
+            self.client.delete_run(own)
+        return found
 
     @contextmanager
     def _run(self, name: str) -> Iterator[tuple[str, str]]:

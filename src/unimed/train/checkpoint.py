@@ -113,6 +113,7 @@ class Resumable(Trainer):
 
     @noted.setter
     def noted(self, values: dict[str, list[Tensor]]) -> None:
+        """Begin anew, with these."""
         self.__dict__["_noted"] = values
 
 
@@ -150,9 +151,9 @@ def set_random_state(tensors: dict[str, Tensor], numbers: dict[str, Any]) -> Non
 
 
 class Saving(TrainerCallback):
-    """Asks for a checkpoint every ten minutes, at the end, and when told to stop: the run then ends after its step, with exit code 75.
+    """Asks for a checkpoint every ten minutes, at the end, and when told to stop.
 
-    Only every `boundary`-th step can be gone on from exactly.
+    Told to stop, the run ends after its step with exit code 75. Only every `boundary`-th step can be gone on from exactly.
     """
 
     def __init__(self, boundary: int = 1):
