@@ -30,12 +30,13 @@ def write(folder: Path, name: str, **how: float) -> tuple[Path, dict[str, Path]]
     answered.predictions(**how).to_parquet(report / scores.PREDICTIONS)
     scores.write(scores.table(report), release)
     sealed = {part: artifacts.sha256(place / artifacts.MANIFEST) for part, place in parts.items()}
+    registered = {part: {"manifest_sha256": digest, "model": REGISTERED[part]} for part, digest in sealed.items()}
     manifest = {
         "name": "unimed-medvlm",
         "git_revision": "",
         "base": {},
         "licences": {"vqa": {"CC0-1.0": 1}},
-        "parts": {BASE: {"manifest_sha256": "0" * 64}} | {part: {"manifest_sha256": sealed[part], "model": REGISTERED[part]} for part in parts},
+        "parts": {BASE: {"manifest_sha256": "0" * 64}, **registered},
         "data": {"vqa": f"{how.get('seed', 0)}.dir"},
         "gate": {"sha256": name, "bounds": BOUNDS.model_dump(mode="json")},
         "evaluation": {"dvc": f"{how.get('seed', 0)}.dir", "rows": [vars(row) for row in ROWS]},
