@@ -69,5 +69,7 @@ def between(target: str) -> Iterator[Between]:
     """Such a server in front of a running one."""
     with Between(target) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
+        try:
+            yield server
+        finally:
+            server.shutdown()

@@ -60,6 +60,7 @@ def _login(folder: Path) -> dict[str, str]:
         f"admin_username = {USER}",
         f"admin_password = {PASSWORD}",
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth",
+        "auth_cache_ttl_seconds = 3600",  # a right password is hashed once and not at each request, which takes longer than all else
     )
     (folder / "basic_auth.ini").write_text("\n".join(lines) + "\n")
     return {

@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from unimed.model import artifacts
 from unimed.release import register, scores
 from unimed.release.manifest import MANIFEST
-from unimed.release.parts import REGISTERED
+from unimed.release.parts import BASE, REGISTERED
 from unimed.settings import Tracking
 
 BOUNDS = GATE.model_copy(update={"margins": {CLOSED: 0.05, DICE: 0.05}})
@@ -30,15 +30,16 @@ def write(folder: Path, name: str, **how: float) -> tuple[Path, dict[str, Path]]
     answered.predictions(**how).to_parquet(report / scores.PREDICTIONS)
     scores.write(scores.table(report), release)
     sealed = {part: artifacts.sha256(place / artifacts.MANIFEST) for part, place in parts.items()}
+    registered = {part: {"manifest_sha256": digest, "model": REGISTERED[part]} for part, digest in sealed.items()}
     manifest = {
         "name": "unimed-medvlm",
         "git_revision": "",
         "base": {},
         "licences": {"vqa": {"CC0-1.0": 1}},
-        "parts": {part: {"manifest_sha256": digest, "model": REGISTERED[part]} for part, digest in sealed.items()},
+        "parts": {BASE: {"manifest_sha256": "0" * 64}, **registered},
         "data": {"vqa": f"{how.get('seed', 0)}.dir"},
         "gate": {"sha256": name, "bounds": BOUNDS.model_dump(mode="json")},
-        "evaluation": {"rows": [vars(row) for row in ROWS]},
+        "evaluation": {"dvc": f"{how.get('seed', 0)}.dir", "rows": [vars(row) for row in ROWS]},
         "files": {scores.SCORES: artifacts.sha256(release / scores.SCORES)},
     }
     (release / MANIFEST).write_text(json.dumps(manifest))

@@ -12,6 +12,8 @@ from unimed.eval.decoding import Decoding
 from unimed.model.assemble import Assembled
 from unimed.model.processor import Picture
 
+pytestmark = pytest.mark.slow
+
 LENGTH = 8
 ROUTED = [(level, choice) for level in ("sequence", "token") for choice in ("soft", "top1")]
 

@@ -32,6 +32,7 @@ def project(home, monkeypatch):
     monkeypatch.chdir(home)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address(home))
     monkeypatch.delenv("UNIMED_IMAGE_ROOT", raising=False)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)  # MLflow's loader leaves __pycache__ among the artifacts
     return home
 
 

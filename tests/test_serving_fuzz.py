@@ -41,9 +41,7 @@ def test_nothing_that_is_sent_breaks_the_server(api, path, mode):
         pytest.skip("what takes no input has no wrong one")
     statuses = set()
 
-    @settings(
-        max_examples=30, derandomize=True, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
-    )
+    @FUZZ
     @given(case=operation.as_strategy(generation_mode=mode))
     def send(case):
         response = case.call()

@@ -22,26 +22,24 @@ CHALLENGER = "models:/unimed-medvlm@challenger"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """A server and the folder that it keeps artifacts in."""
+def server(released_project, tmp_path_factory):
+    """A server with the release, its aligned model registered by its stage; and the folder that it keeps artifacts in."""
     folder = tmp_path_factory.mktemp("server")
-    with serving(folder) as uri:
+    job = Job("align", "0123456789abcdef", {"data/valid/alignment": "0" * 32 + ".dir"}, {"align.max_steps": 600})
+    with serving(folder) as uri, pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.chdir(released.copied(released_project, tmp_path_factory.mktemp("registered")))
+        with tracking.follow(job, Tracking(uri=uri)):
+            tracking.register("unimed-align", Path("models/aligned"))
+        register.register(Path("reports/release/release.json"), released.of(Path.cwd()).models, "abc", Tracking(uri=uri))
         yield uri, folder / "artifacts"
 
 
 @pytest.fixture
 def project(released_project, tmp_path, monkeypatch, server):
-    """A copy of the project as working folder, its aligned model registered by its stage, all registered as one release."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    released.copied(released_project, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    settings = Tracking(uri=server[0])
-    job = Job("align", "0123456789abcdef", {"data/valid/alignment": "0" * 32 + ".dir"}, {"align.max_steps": 600})
-    with tracking.follow(job, settings):
-        tracking.register("unimed-align", Path("models/aligned"))
-    parts = released.of(tmp_path).models
-    register.register(Path("reports/release/release.json"), parts, "abc", settings)
-    return settings
+    """A copy of the project as working folder."""
+    monkeypatch.chdir(released.copied(released_project, tmp_path))
+    return Tracking(uri=server[0])
 
 
 def named(node: Node, *names: str) -> Node:

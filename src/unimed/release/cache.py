@@ -12,11 +12,8 @@ from unimed import outbox, outputs
 from unimed.data.raw import load
 from unimed.errors import InputError
 from unimed.model import artifacts
-from unimed.release.manifest import MANIFEST, REGISTERED_AS, SIGNATURE
+from unimed.release.manifest import MANIFEST, UNNAMED
 from unimed.release.parts import PARENTS
-
-UNSEALED = {MANIFEST, SIGNATURE, REGISTERED_AS, "registered_model_meta"}
-"""Files of a release that its manifest does not name: itself, what is made of it later, and a note that MLflow's local registry adds."""
 
 Make = Callable[[Path], None]
 """Makes the folder at a path at which nothing is."""
@@ -73,7 +70,7 @@ def check(folder: Path, digest: str) -> None:
     there = {path.name for path in folder.iterdir() if path.is_dir() == (path.name in parts)}
     if missing := sorted((files.keys() | parts.keys()) - there):
         raise InputError(f"{folder}: expected {missing[0]}, which its manifest names, found none")
-    if unknown := sorted({path.name for path in folder.iterdir()} - files.keys() - parts.keys() - UNSEALED):
+    if unknown := sorted({path.name for path in folder.iterdir()} - files.keys() - parts.keys() - UNNAMED):
         raise InputError(f"{folder}: expected only what its manifest names, found {unknown[0]} too")
     for name, expected in files.items():
         if (found := artifacts.sha256(folder / name)) != expected:

@@ -18,6 +18,9 @@ from unimed.release.parts import BASE, REGISTERED, RELEASE
 MANIFEST, SIGNATURE, REGISTERED_AS = "release.json", "signature.json", "registered.json"
 """The manifest, the signature over it and all files it names, and a note of the numbers that the registry gave: neither can stand in it."""
 
+UNNAMED = {MANIFEST, SIGNATURE, REGISTERED_AS, "registered_model_meta", "__pycache__"}
+"""What may lie in a release without being named: those three, and what MLflow's own loader leaves there, which nothing of ours reads."""
+
 _SHOWN = 3
 """Reasons of a rejection that are repeated."""
 

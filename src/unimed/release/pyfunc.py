@@ -29,7 +29,7 @@ def write(folder: Path) -> None:
         "image": f"base64 of a PNG or JPEG; a path ending in {', '.join(IMAGE_ENDINGS)} only below the folder {IMAGES} of whoever loads it",
         "region": "box:x,y,w,h or point:x,y in pixels; several are separated by spaces",
         "masks": "JSON: a COCO RLE with its size for each <SEG> of the answer",
-        "router": "JSON: the share of each expert in each layer, over all rows of the request",
+        "router": "JSON: the share of each expert in each layer, in this answer",
     }
     model = Model(utc_time_created=_NO_TIME, model_uuid=None, signature=ModelSignature(inputs, outputs), metadata=about)
     artifacts = {"release": {"path": MANIFEST, "uri": MANIFEST}}

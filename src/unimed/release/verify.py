@@ -10,7 +10,7 @@ from typing import Any
 from unimed.errors import InputError
 from unimed.model import artifacts
 from unimed.release import signing
-from unimed.release.manifest import MANIFEST, REGISTERED_AS, SIGNATURE, read
+from unimed.release.manifest import MANIFEST, SIGNATURE, UNNAMED, read
 from unimed.release.parts import BASE, in_order
 
 
@@ -39,7 +39,7 @@ def _files(folder: Path, release: dict[str, Any]) -> Iterator[str]:
         if (found := artifacts.sha256(path)) != expected:
             raise InputError(f"{path}: expected sha256 {expected}, found {found}")
         yield f"{name}: {found}"
-    known = {MANIFEST, SIGNATURE, REGISTERED_AS, *release["files"], *release["parts"]}
+    known = {*UNNAMED, *release["files"], *release["parts"]}
     if unknown := sorted(path.name for path in folder.iterdir() if path.name not in known):
         raise InputError(f"{folder / MANIFEST}: expected to name every file beside it, found nothing about {unknown[0]}")
 
