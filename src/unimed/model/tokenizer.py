@@ -44,7 +44,9 @@ def adopt(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
     """
     name = tokenizer.name_or_path or "memory"
     if not tokenizer.chat_template:
-        raise InputError(f"the tokenizer in {name}: expected a chat template, found none; take an instruction-tuned model's or add a chat_template.jinja")
+        raise InputError(
+            f"the tokenizer in {name}: expected a chat template, found none; take an instruction-tuned model's or add a chat_template.jinja"
+        )
     if not isinstance(tokenizer, PreTrainedTokenizerFast) or _places(tokenizer, "a\n\n b") != [0, 1, 2, 3, 4]:
         raise InputError(f"the tokenizer in {name}: expected tokens that cover all of their text, found gaps or none (trim_offsets)")
     adopted = copy.deepcopy(tokenizer)
