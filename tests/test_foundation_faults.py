@@ -88,7 +88,7 @@ def test_a_language_model_without_a_template_is_refused(places, tmp_path):
     [
         ('{"model_type": "unheard-of"}', "config.json: expected a model_type that transformers knows, found unheard-of"),
         ('{"model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 2}', "expected a language model built like Llama's, found a gpt2"),
-        ("{", "config.json: expected the configuration of a checkpoint, found JSONDecodeError"),
+        ("{", "config.json: expected the settings of a checkpoint, found JSONDecodeError"),
     ],
 )
 def test_a_language_model_of_another_build_is_refused(places, tmp_path, config, sentence):
@@ -104,3 +104,39 @@ def test_a_language_model_without_a_tokenizer_is_refused(places, tmp_path):
         file.unlink()
     with pytest.raises(InputError, match="expected a tokenizer.json with its settings, found"):
         foundations.write(tmp_path / "foundation", originals.VLM, changed)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            '{"image_mean": [0.5, 0.5, 0.5]}',
+            r"preprocessor_config.json: expected image_mean and image_std for three colours, found .* and None",
+        ),
+        ('{"image_mean": [0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}', "for three colours, found"),
+        ('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.0, 0.5]}', "for three colours, found"),
+        ('{"image_mean": [0.5, NaN, 0.5], "image_std": [0.5, 0.5, 0.5]}', "for three colours, found"),
+        ('{"image_mean": "grey", "image_std": [0.5, 0.5, 0.5]}', "for three colours, found grey"),
+        ("[]", "preprocessor_config.json: expected the settings of a checkpoint, found a list"),
+        ("{", "preprocessor_config.json: expected the settings of a checkpoint, found JSONDecodeError"),
+    ],
+)
+def test_a_preprocessor_that_does_not_say_the_colours_is_refused_before_any_work(places, tmp_path, settings, sentence):
+    changed = broken(places, tmp_path, "detail", lambda t: None)
+    (changed["detail"] / "preprocessor_config.json").write_text(settings)
+    with pytest.raises(InputError, match=sentence):
+        foundations.write(tmp_path / "foundation", originals.VLM, changed)
+    assert not (tmp_path / "foundation").exists()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "sentence"),
+    [
+        ({"pixel_shuffle": 3}, "params.yaml: vlm: pixel_shuffle must divide the 4 patches of a side, is 3"),
+        ({"canvases": [(1, 1)]}, "params.yaml: vlm: canvases must hold rows and columns of two tiles or more"),
+        ({"mask": originals.MASK | {"hidden_size": "large"}}, "params.yaml: vlm: .*hidden_size"),
+    ],
+)
+def test_numbers_that_do_not_fit_the_checkpoints_are_refused_in_a_sentence(places, tmp_path, numbers, sentence):
+    with pytest.raises(InputError, match=sentence):
+        foundations.write(tmp_path / "foundation", originals.VLM.model_copy(update=numbers), places)

@@ -1,6 +1,7 @@
 """A foundation from checkpoints: the same numbers in the same types, every tensor accounted for, nothing copied that can be linked."""
 
 import json
+import shutil
 
 import originals
 import pytest
@@ -54,6 +55,36 @@ def test_sizes_come_from_the_checkpoints_and_types_stay(made):
     config = made.model.config
     assert (config.text_config.num_key_value_heads, config.vision_config.hidden_size, config.detail_config.hidden_sizes) == (2, 16, [8, 12])
     assert (config.text_config.dtype, config.vision_config.dtype, config.image_size) == (torch.bfloat16, torch.float32, 32)
+
+
+def test_the_detail_tower_sees_colours_as_its_own_preprocessor_says(places, made, tmp_path):
+    """LAION-CLIP's ConvNeXts were trained on CLIP's mean and deviation; one without a preprocessor is taken to be ImageNet's."""
+    clip = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+    convnext = tmp_path / "convnext"
+    shutil.copytree(places["detail"], convnext)
+    (convnext / "preprocessor_config.json").write_text(json.dumps(clip | {"image_processor_type": "ConvNextImageProcessor"}))
+    foundations.write(tmp_path / "foundation", originals.VLM, places | {"detail": convnext})
+    encoder, image = assemble.foundation(tmp_path / "foundation").model.model.encoder, torch.rand(1, 3, 8, 8)
+    assert torch.equal(encoder.detail_normalise(image), encoder.vision_normalise(image))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    assert torch.equal(made.model.model.encoder.detail_normalise(image), (image - mean) / std)
+
+
+def test_views_are_as_params_say(places, tmp_path):
+    views = {"canvases": [(1, 2), (3, 1)], "pixel_shuffle": 2, "fused_stages": "last", "tile_detail": "whole"}
+    foundations.write(tmp_path / "foundation", originals.VLM.model_copy(update=views), places)
+    made = assemble.foundation(tmp_path / "foundation")
+    assert [tuple(grid) for grid in made.model.config.canvases] == [(1, 2), (3, 1)]
+    assert {name: getattr(made.model.config, name) for name in views if name != "canvases"} == {
+        "pixel_shuffle": 2, "fused_stages": "last", "tile_detail": "whole"
+    }  # fmt: skip
+    assert len(made.model.model.encoder.fusions) == 1
+    # 4 x 4 patches are 4 tokens a view; 16 x 32 pixels fill two tiles of 16 a side.
+    assert made.processor.tokens((16, 32)) == 3 * 4
+    text = made.processor.apply_chat_template([[{"role": "user", "content": f"{IMAGE}Is it?"}]], add_generation_prompt=True)
+    batch = made.processor(images=[tiny.picture(1, 16, 32)], text=text, return_tensors="pt")
+    assert (batch["input_ids"] == made.model.config.image_token_id).sum() == 12
+    assert torch.isfinite(made.model(**batch).logits).all()
 
 
 def test_added_tokens_have_the_mean_row_and_the_others_their_own(places, made):

@@ -1,5 +1,7 @@
 """A large language model is read one tensor at a time: never twice in memory, and not at all while its foundation is made."""
 
+import ctypes
+import gc
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +27,9 @@ def own_memory() -> int:
 @contextmanager
 def watched() -> Iterator[list[int]]:
     """The most memory beyond that at the start, in the first item once the block has ended."""
+    # What nobody holds any more goes back first, or it would go back, or be used again, while we watch.
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     before, most, done = own_memory(), [0], threading.Event()
 
     def watch() -> None:

@@ -7,6 +7,7 @@ import tiny
 import torch
 from transformers import TrainerControl, TrainerState
 
+from unimed import job
 from unimed.config import MaskLoss, Optimisation, RouterLoss
 from unimed.model import assemble
 from unimed.train import loop, losses
@@ -198,3 +199,15 @@ def test_the_loss_falls_on_32_samples_shown_again_and_again(tmp_path):
     assert last["loss"] < first["loss"] / 3
     assert last["loss_words"] < first["loss_words"] / 3
     assert last["loss_pixel"] + last["loss_dice"] < first["loss_pixel"] + first["loss_dice"]
+
+
+@pytest.mark.parametrize("pointing", [True, False])
+def test_a_run_that_goes_on_knows_what_was_taught_before(tmp_path, caplog, pointing):
+    samples = several(tmp_path, 8) if pointing else tiny.samples(absent(tmp_path, 20))
+    with caplog.at_level("WARNING", logger="train"), job.run(job.Job("tiny", "key")):
+        for _ in range(2):
+            model = tiny.stirred()
+            loop.train_only(model, assemble.GROUNDING)
+            fit(model, samples, mask_loss=WEIGHTS)
+    said = [record.getMessage() for record in caplog.records if record.name == "train"]
+    assert len(set(said)) == len(said) / 2 == (0 if pointing else 1)

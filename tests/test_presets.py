@@ -16,6 +16,7 @@ from unimed import params, step
 from unimed.config import Vlm
 from unimed.errors import InputError
 from unimed.model import assemble, foundations, tokenizer
+from unimed.model.processor import UniMedProcessor
 from unimed.origins import Foundation, OwnFoundation, StandIn
 from unimed.settings import Cluster, Gate, Tracking
 
@@ -137,4 +138,7 @@ def test_the_full_model_has_the_parameters_of_the_models_it_is_named_after(tmp_p
     assert count(model.grounding.text_hidden_fcs) == (4096 + 1) * 4096 + (4096 + 1) * 256
     assert count(model.grounding.sam) == pytest.approx(267.2e6 + 4.06e6, abs=0.1e6)
     assert (config.image_size, config.tokens_per_view, model.model.encoder.last_block) == (768, 576, 23)
+    feed = UniMedProcessor.of(config, words)
+    shapes = [(336, 336), (300, 900), (900, 300), (336, 672), (700, 700)]
+    assert [feed.tokens(shape) for shape in shapes] == [1728, 2304, 2304, 1728, 2880]
     assert model.model.language_model.config.rope_parameters["rope_type"] == "llama3"

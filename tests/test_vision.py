@@ -110,3 +110,7 @@ def test_towers_see_colours_in_the_units_of_their_training(encoder):
     convnext = [(1 - mean) / std for mean, std in zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)]
     torch.testing.assert_close(encoder.vision_normalise(white).flatten(), torch.tensor(clip))
     torch.testing.assert_close(encoder.detail_normalise(white).flatten(), torch.tensor(convnext))
+    own = tiny.config(tiny.processor().tokenizer, detail_image_mean=[0.25, 0.5, 0.75], detail_image_std=[0.5, 0.25, 0.125])
+    other = HybridEncoder(own)
+    torch.testing.assert_close(other.detail_normalise(white).flatten(), torch.tensor([1.5, 2.0, 2.0]))
+    torch.testing.assert_close(other.vision_normalise(white).flatten(), torch.tensor(clip))

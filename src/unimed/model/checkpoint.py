@@ -1,6 +1,7 @@
-"""Tensors of checkpoints that others made, read one by one: safetensors, or torch's zip files where that is what was released."""
+"""Checkpoints that others made: their settings, and tensors read one by one from safetensors, or torch's files if released so."""
 
 import json
+import math
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,9 @@ from unimed.errors import InputError
 
 FORMS = (("model.safetensors", "safetensors"), ("pytorch_model.bin", "bin"))
 """What Hugging Face calls weights in one file, and how files end that hold a part; an index beside parts is `<name>.index.json`."""
+
+CONFIGURATION, PREPROCESSOR = "config.json", "preprocessor_config.json"
+"""Beside the weights: the sizes, and how images are made ready."""
 
 NAMED = 3
 """Tensors that a report names of each kind, at most; all are counted."""
@@ -144,6 +148,35 @@ def check(found: Mapping[str, Shape], expected: Mapping[str, Shape], source: Pat
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+
+
+def settings(folder: Path, name: str = CONFIGURATION) -> dict[str, Any]:
+    """The settings in a file of a checkpoint's folder. Raises InputError when there is none or it holds none."""
+    try:
+        found = json.loads((folder / name).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / name}: expected the settings of a checkpoint, found {type(error).__name__}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{folder / name}: expected the settings of a checkpoint, found a {type(found).__name__}")
+    return found
+
+
+def image_statistics(folder: Path) -> tuple[list[float], list[float]] | None:
+    """Mean and deviation of each colour, in [0, 1], by which a tower's images were normalised; None where no file says how.
+
+    Raises InputError for a preprocessor that does not say them.
+    """
+    if not (folder / PREPROCESSOR).exists():
+        return None
+    given = settings(folder, PREPROCESSOR)
+    mean, std = given.get("image_mean"), given.get("image_std")
+    if not (_three_numbers(mean) and _three_numbers(std) and min(std) > 0):
+        raise InputError(f"{folder / PREPROCESSOR}: expected image_mean and image_std for three colours, found {mean} and {std}")
+    return [float(value) for value in mean], [float(value) for value in std]
+
+
+def _three_numbers(found: Any) -> bool:
+    return isinstance(found, list) and len(found) == 3 and all(isinstance(value, int | float) and math.isfinite(value) for value in found)
 
 
 Rules = tuple[tuple[str, str | None], ...]

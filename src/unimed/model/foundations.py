@@ -92,7 +92,7 @@ def part(place: Path, rules: Rules, expected: nn.Module, optional: tuple[str, ..
 
 def language_config(folder: Path) -> PreTrainedConfig:
     """The configuration of a language model's folder; LLaVA-1.5's and MedPLIB's are Llama's with more in it."""
-    given = settings(folder)
+    given = checkpoint.settings(folder)
     if "mm_hidden_size" not in given:
         try:
             return AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -102,14 +102,6 @@ def language_config(folder: Path) -> PreTrainedConfig:
             ) from error
     known = {*LlamaConfig().to_dict(), "rope_theta", "rope_scaling"} - {"model_type", "architectures"}
     return LlamaConfig(**{key: value for key, value in given.items() if key in known})
-
-
-def settings(folder: Path) -> dict[str, Any]:
-    """The config.json of a checkpoint's folder. Raises InputError when there is none or it is no JSON."""
-    try:
-        return json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / 'config.json'}: expected the configuration of a checkpoint, found {type(error).__name__}") from error
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -124,7 +116,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 @fitting()
 def configuration(
-    vlm: Vlm, tokenizer: PreTrainedTokenizerBase, vision: PreTrainedConfig, detail: PreTrainedConfig, text: PreTrainedConfig, **own: Any
+    vlm: Vlm, tokenizer: PreTrainedTokenizerBase, vision: PreTrainedConfig, detail: PreTrainedConfig, text: PreTrainedConfig
 ) -> UniMedConfig:
     """The architecture of params.yaml over these towers and this language model, with what the model must know of the tokenizer.
 
@@ -132,7 +124,7 @@ def configuration(
     """
     return UniMedConfig(
         vision_config=vision, detail_config=detail, text_config=text, mask_config=SamMed2DConfig(**vlm.mask),
-        **vlm.model_dump(exclude={"vision", "detail", "text", "mask"}), **tokenizers.known(tokenizer), **own,
+        **vlm.model_dump(exclude={"vision", "detail", "text", "mask"}), **tokenizers.known(tokenizer),
     )  # fmt: skip
 
 
@@ -142,7 +134,8 @@ def write(folder: Path, vlm: Vlm, places: Mapping[str, Path], **facts: object) -
     tokenizer = _tokenizer(places["language_model"])
     known = set(tokenizer.get_vocab().values())
     tokenizer = tokenizers.adopt(tokenizer)
-    with torch.device("meta"):
+    normalised = checkpoint.image_statistics(places["detail"])
+    with torch.device("meta"), fitting():
         language = AutoModelForCausalLM.from_config(text)
         sam = SamMed2D(SamMed2DConfig(**vlm.mask))
     if EMBEDDING not in language.state_dict():
@@ -164,6 +157,10 @@ def write(folder: Path, vlm: Vlm, places: Mapping[str, Path], **facts: object) -
     artifacts.write(folder / ADDED_ROWS, added_rows(parts["language_model"], added, len(known)), {})
     artifacts.write(folder / "mask", {f"grounding.sam.{name}": value for name, value in parts["mask"].tensors().items()}, {})
     config = _whole(folder, vlm, tokenizer, text, parts)
+    if normalised:
+        config.detail_image_mean, config.detail_image_std = normalised
+    else:
+        log.info("%s: no %s, so its images are normalised like ImageNet's", places["detail"], checkpoint.PREPROCESSOR)
     config.save_pretrained(folder)
     UniMedProcessor.of(config, tokenizer).save_pretrained(folder / "processor")
     artifacts.seal(folder, {}, left_aside={name: len(found.aside) for name, found in sorted(parts.items())}, **facts)
@@ -173,7 +170,7 @@ def _tower(
     folder: Path, name: str, place: Path, rules: Rules, model: type[CLIPVisionModel | ConvNextModel], config: type[PreTrainedConfig]
 ) -> Part:
     """A tower's checkpoint, stored in the foundation in Hugging Face's form and in its own type."""
-    settings(place)
+    checkpoint.settings(place)
     shape = config.from_pretrained(place)
     with torch.device("meta"):
         tower = model(shape)

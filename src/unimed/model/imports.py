@@ -17,7 +17,7 @@ from unimed.hashes import dvc_hash
 from unimed.model import adapters, artifacts, assemble, checkpoint
 from unimed.model.checkpoint import Checkpoint, Rules, Shape
 from unimed.model.configuration import UniMedConfig
-from unimed.model.foundations import EMBEDDING, HEAD, LANGUAGE_MODEL, settings
+from unimed.model.foundations import EMBEDDING, HEAD, LANGUAGE_MODEL
 from unimed.model.low_rank import Fold, low_rank
 from unimed.model.processor import SEG
 from unimed.model.unimed import UniMedForConditionalGeneration
@@ -111,7 +111,7 @@ def _opened(source: Path, foundation: Path) -> Import:
     shapes = found.shapes
     names, aside = checkpoint.renamed(shapes, NAMES, source)
     checkpoint.check({own: shapes[there] for own, there in names.items()}, _needed(names, shapes, model), source)
-    if (layer := settings(source).get("mm_vision_select_layer", config.vision_feature_layer)) != config.vision_feature_layer:
+    if (layer := checkpoint.settings(source).get("mm_vision_select_layer", config.vision_feature_layer)) != config.vision_feature_layer:
         raise InputError(f"{source}: expected a projector of ViT layer {config.vision_feature_layer}, as in the foundation, found {layer}")
     return Import(found, names, foundation, model, {"name": source.name, "md5": dvc_hash(source), "left_aside": len(aside)})
 

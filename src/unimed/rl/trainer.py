@@ -24,12 +24,12 @@ from unimed.data.samples import Sample
 from unimed.model.processor import UniMedProcessor
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.rl import prompts, rewards, rollout
-from unimed.train import checkpoint
+from unimed.train import resuming
 from unimed.train.batch import Collator, picture
-from unimed.train.checkpoint import Resumable
 from unimed.train.draws import Draws
 from unimed.train.loop import Progress, fit, per_process
 from unimed.train.mixture import Mixture
+from unimed.train.resuming import Resumable
 
 logger = logging.getLogger("grpo")
 History = list[dict[str, Any]]
@@ -77,7 +77,7 @@ def reinforce(
         warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         trainer = build(model, processor, mixture, settings, seed)
-        checkpoint.train(trainer, "grpo", boundary=settings.updates_per_rollout)
+        resuming.train(trainer, "grpo", boundary=settings.updates_per_rollout)
     # TRL has put its own forward over the class's.
     del model.forward
     model.eval()

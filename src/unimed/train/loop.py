@@ -20,10 +20,10 @@ from unimed.model import experts
 from unimed.model.packing import Packing
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.progress import Ticker
-from unimed.train import checkpoint, fast_path, losses
+from unimed.train import fast_path, losses, resuming
 from unimed.train.batch import Batch, Collator
-from unimed.train.checkpoint import Resumable
 from unimed.train.draws import Draws, Epochs
+from unimed.train.resuming import Resumable
 from unimed.train.rows import RowCollator, Rows
 from unimed.train.watch import Watch
 
@@ -60,10 +60,12 @@ class Progress(TrainerCallback):
         self.hooks: list[RemovableHandle] = []
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, optimizer: Any, **kwargs: Any
     ) -> None:
+        # The optimizer of a run that goes on holds moments of exactly what had a gradient before.
+        taught = optimizer.state if state.global_step else {}
         # Hooks, because DeepSpeed takes gradients away before anyone else can look at them.
-        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        trained = {name: value for name, value in model.named_parameters() if value.requires_grad and value not in taught}
         self.waiting = set(trained)
         self.hooks = [parameter.register_hook(partial(self._arrived, name)) for name, parameter in trained.items()]
         self.ticker.__enter__()
@@ -203,7 +205,7 @@ def fit(
         trainer = StageTrainer(model=model, args=args, callbacks=[progress], optimizers=(masters, None), **batches)
         trainer.remove_callback(PrinterCallback)
         trainer.mask_loss, trainer.router_loss, trainer.progress = mask_loss, router_loss, progress
-        checkpoint.train(trainer, label)
+        resuming.train(trainer, label)
         trainer.watch.arrive()
     model.eval()
     return [{name: float(value) for name, value in entry.items()} for entry in trainer.state.log_history if "loss" in entry]

@@ -28,7 +28,7 @@ KEPT = 2
 
 EVERY_SECONDS = 600.0
 NUMBERS = "numbers.json"
-log = logging.getLogger("checkpoint")
+log = logging.getLogger("resuming")
 
 
 def folder(label: str) -> Path | None:
@@ -50,6 +50,11 @@ def newest(folder: Path) -> Path | None:
 
 class Resumable(Trainer):
     """A trainer that writes checkpoints of ours and goes on from one, to the bit."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.noted: dict[str, list[Tensor]] = {}
+        """Parts of the loss since the last line of the log, by name."""
+        super().__init__(*args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write what `step-N` of the output folder holds, and remove all but the newest."""
@@ -106,16 +111,6 @@ class Resumable(Trainer):
         self.noted = {name: list(values.to(self.args.device)) for name, values in summed.items()}
         self._globalstep_last_logged = numbers["logged_at"]
 
-    @property
-    def noted(self) -> dict[str, list[Tensor]]:
-        """Parts of the loss since the last line of the log."""
-        return self.__dict__.setdefault("_noted", {})
-
-    @noted.setter
-    def noted(self, values: dict[str, list[Tensor]]) -> None:
-        """Begin anew, with these."""
-        self.__dict__["_noted"] = values
-
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
@@ -153,7 +148,7 @@ def set_random_state(tensors: dict[str, Tensor], numbers: dict[str, Any]) -> Non
 class Saving(TrainerCallback):
     """Asks for a checkpoint every ten minutes, at the end, and when told to stop.
 
-    Told to stop, the run ends after its step with exit code 75. Only every `boundary`-th step can be gone on from exactly.
+    A run told to stop ends after its step, with exit code 75. Only every `boundary`-th step can be gone on from exactly.
     """
 
     def __init__(self, boundary: int = 1):
