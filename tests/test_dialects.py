@@ -12,6 +12,7 @@ from unimed.errors import InputError
 from unimed.eval import predict
 from unimed.model import tokenizer
 from unimed.model.assemble import Assembled
+from unimed.model.packing import prompts
 from unimed.model.processor import IMAGE, REGION, SEG, UniMedProcessor
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.train import batch, rehearsal
@@ -182,7 +183,7 @@ def test_the_configuration_takes_the_tokenizer_s_ids(kind, words):
 def test_what_stands_before_the_first_answer_is_the_prompt(kind, words):
     made = built(kind, words)
     inputs = batch.labelled(made.processor, [SAID], [[SIZE]])
-    prompt = made.model.model._prompt(inputs["input_ids"], inputs["attention_mask"])[0]
+    [prompt] = prompts(inputs["input_ids"], inputs["attention_mask"].bool(), made.model.config)
     text = made.processor.apply_chat_template(SAID[:1], add_generation_prompt=True)
     assert words.decode(inputs["input_ids"][0][prompt]) == text.replace(IMAGE, "")
 

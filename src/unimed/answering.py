@@ -11,9 +11,9 @@ from unimed.data import images, masks
 from unimed.errors import InputError
 from unimed.eval import answers, predict
 from unimed.eval.decoding import Decoding, Row
-from unimed.model import experts
 from unimed.model.assemble import Assembled
 from unimed.model.processor import REGION, Picture
+from unimed.model.router_use import RouterUse
 from unimed.rl.prompts import THINK
 
 MAX_NEW_TOKENS = 256
@@ -66,7 +66,7 @@ def read(made: Assembled, question: Question, max_new_tokens: int) -> Row:
     length, room = inputs["input_ids"].shape[1], language.max_position_embeddings - max_new_tokens
     if length > room:
         raise InputError(f"question: expected at most {room} tokens with its image, found {length}; ask in fewer words")
-    return Row(said, inputs, experts.Watch(tuple(made.model.config.experts)))
+    return Row(said, inputs, RouterUse(tuple(made.model.config.experts)))
 
 
 def _check(made: Assembled, question: Question) -> None:

@@ -12,9 +12,10 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from unimed.eval import predict
-from unimed.model import experts
+from unimed.model import router_use
 from unimed.model.assemble import Assembled
 from unimed.model.processor import Message
+from unimed.model.router_use import RouterUse
 
 
 @dataclass(eq=False)
@@ -26,7 +27,7 @@ class Row:
 
     conversation: list[Message]
     inputs: dict[str, Tensor]
-    use: experts.Watch
+    use: RouterUse
     ids: list[int] = field(default_factory=list)
     mask_logits: Tensor = field(default_factory=lambda: torch.empty(0))
 
@@ -103,7 +104,7 @@ class Decoding:
         """One pass: the likeliest next token of each row, and what the routers chose for it, padding aside."""
         logits = self.made.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].float()
         words = logits.index_fill(1, self._forbidden, -torch.inf).argmax(-1).tolist()
-        shares = experts.taken_shares(self.made.model)
+        shares = router_use.taken_shares(self.made.model)
         for number, (row, word) in enumerate(zip(rows, words, strict=True)):
             row.ids.append(word)
             for layer, share in shares.items():
@@ -116,7 +117,7 @@ class Decoding:
         pixels = _filled([row.inputs["pixel_values"] for row in ended]).to(self.made.model.device)
         sizes = torch.cat([row.inputs["image_sizes"] for row in ended])
         found = predict.mask_logits(self.made, [row.conversation for row in ended], [self.said(row) for row in ended], pixels, sizes)
-        experts.taken_shares(self.made.model)  # of a second reading, which is not to count
+        router_use.taken_shares(self.made.model)  # of a second reading, which is not to count
         for row, logits in zip(ended, found, strict=True):
             row.mask_logits = logits
 

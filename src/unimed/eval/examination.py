@@ -18,7 +18,7 @@ from unimed.data.samples import Sample
 from unimed.eval import baselines, bootstrap
 from unimed.eval.ladder import Row, measured
 from unimed.eval.scoring import Asking, score
-from unimed.model import adapters, artifacts, assemble, experts
+from unimed.model import adapters, artifacts, assemble, experts, router_use
 from unimed.model.assemble import Assembled
 from unimed.rl.prompts import reasoning_messages
 from unimed.train.batch import Collator, blanked
@@ -97,7 +97,7 @@ class Examination:
         """The routed model, and beside it the mixes that need no training."""
         stage, made = "moe_router", self._router_model()
         for task in ("vqa", "grounding"):
-            with experts.watched(made.model) as seen:
+            with router_use.watched(made.model) as seen:
                 self.ask(made, Asking(stage, task))
             self.router_use += [{"task": task, "layer": layer, "expert": name, "share": share} for layer, name, share in seen.shares()]
         self.ask(made, Asking(stage, "reasoning", ask=partial(reasoning_messages, think=False)))

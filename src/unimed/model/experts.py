@@ -4,8 +4,7 @@ MedPLIB (Huang et al. 2024, arXiv:2412.09278) copies whole feed-forward layers, 
 over capacity. Here the base output always counts in full and the experts only add to it; nothing is dropped.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -184,19 +183,6 @@ def take_decisions(
     return logits[:, mask] if token else logits.squeeze(2)
 
 
-def taken_shares(model: nn.Module) -> dict[int, Float[Tensor, "batch seq_or_one expert"]]:
-    """The share of each expert in the pass just made, by layer; a router that went by an earlier decision is absent.
-
-    They can be taken once.
-    """
-    found = {}
-    for router in (module for module in model.modules() if isinstance(module, Router)):
-        if router.logits is not None:
-            found[router.layer] = router.chosen(router.logits)
-            router.logits = None
-    return found
-
-
 def balance_loss(logits: Float[Tensor, "layer decision expert"]) -> Float[Tensor, ""]:
     """Number of experts times the sum over experts of the squared mean share; 1 when used evenly, more when one takes all.
 
@@ -209,45 +195,6 @@ def balance_loss(logits: Float[Tensor, "layer decision expert"]) -> Float[Tensor
 def z_loss(logits: Float[Tensor, "layer decision expert"]) -> Float[Tensor, ""]:
     """Mean squared log-sum-exp of the router's logits; keeps them small. ST-MoE, Zoph et al. 2022, arXiv:2202.08906, eq. 5."""
     return logits.logsumexp(-1).square().mean()
-
-
-class Watch:
-    """The routers' choices over many passes, summed per layer."""
-
-    def __init__(self, names: tuple[str, ...]):
-        self.names = names
-        self.totals: dict[int, Tensor] = {}
-
-    def add(self, layer: int, share: Float[Tensor, " expert"]) -> None:
-        """Count what one router chose."""
-        self.totals[layer] = self.totals.get(layer, torch.zeros_like(share)) + share
-
-    def shares(self) -> list[tuple[int, str, float]]:
-        """Layer, expert and its share of all that was routed."""
-        return [
-            (layer, name, round(float(share), 4))
-            for layer, total in sorted(self.totals.items())
-            for name, share in zip(self.names, total / total.sum(), strict=True)
-        ]
-
-
-@contextmanager
-def watched(model: nn.Module) -> Iterator[Watch]:
-    """Adds up what the model's routers choose while the block runs."""
-    watch = Watch(tuple(model.config.experts))
-
-    def note(router: Router, args: tuple, gates: Tensor) -> None:
-        # Passes that reuse a decision made for the prompt leave no new logits.
-        if router.logits is not None:
-            watch.add(router.layer, router.chosen(router.logits).flatten(0, -2).sum(0))
-            router.logits = None
-
-    handles = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, Router)]
-    try:
-        yield watch
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def fix(model: nn.Module, shares: Sequence[float]) -> None:
