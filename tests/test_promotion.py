@@ -184,7 +184,7 @@ def test_aliases_that_other_hands_moved_are_mended_by_the_next_command(registry)
 def test_without_a_registry_a_command_says_so_and_makes_none(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert "sqlite:///mlflow.db: expected a registry, found no such file" in refused("releases")
+    assert "mlflow.db: expected MLflow's database, found none; change into the project's folder" in refused("releases")
     assert not list(tmp_path.iterdir())
 
 
