@@ -124,9 +124,16 @@ def test_a_spoilt_cache_is_mended(project, tmp_path, caplog):
     assert "the cache is mended" in caplog.text
 
 
-def test_no_code_of_the_release_is_run(spoilt, project):
-    (stored(spoilt, "unimed-medvlm") / "pyfunc_model.py").write_text("raise SystemExit('it was run')")
+def test_no_code_of_the_release_is_run(project):
+    before = set(sys.modules)
     assert unimed.load(CHAMPION).version == "1"
+    assert not [name for name in set(sys.modules) - before if "pyfunc" in name]
+
+
+def test_a_page_of_code_that_was_changed_is_refused_and_not_run(spoilt, project):
+    (stored(spoilt, "unimed-medvlm") / "pyfunc_model.py").write_text("raise SystemExit('it was run')")
+    with pytest.raises(InputError, match=r"pyfunc_model.py: expected sha256"):
+        unimed.load(CHAMPION)
 
 
 def test_a_release_in_a_folder_finds_its_parts_in_the_project_or_beside_it(project, tmp_path, monkeypatch):
