@@ -46,7 +46,7 @@ def test_the_front_matter_is_what_hugging_face_reads(released_project):
 def test_the_ladder_stands_with_interval_baseline_and_n(released_project):
     text = card(released_project)
     assert "| vqa_expert | closed accuracy (baseline: image blanked) | 0.900 | 0.850 to 0.950 | 0.500 | 300 | ✓ |" in text
-    assert "| grounding_expert | SEG on questions | 0.010 | 0.000 to 0.020 | – | 300 | ✓ |" in text
+    assert "| grounding_expert | SEG emitted on questions | 0.010 | 0.000 to 0.020 | – | 300 | ✓ |" in text
 
 
 def test_a_row_without_a_bound_has_no_tick_and_one_within_its_baseline_is_a_limit(released_project):
