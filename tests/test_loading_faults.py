@@ -73,7 +73,8 @@ def told(caught: pytest.ExceptionInfo[InputError]) -> str:
 
 
 def test_a_store_that_answers_503_for_a_while_is_waited_out(registry, caplog):
-    registry.service.faults.append(s3.Fault("GET", "adapter_model.safetensors", "answer", times=2))
+    """The server asks S3 twice, MLflow's client the server twice: after that it is ours to wait."""
+    registry.service.faults.append(s3.Fault("GET", "adapter_model.safetensors", "answer", times=4))
     assert fetch.fetch(CHAMPION, Tracking()).version == "1"
     assert "does not arrive" in caplog.text
 
