@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from unimed import NOTICE, cluster, environment, sync
+from unimed import NOTICE, cluster, environment
 from unimed import demo as demonstration
 from unimed.errors import BAD_INPUT, InputError
 from unimed.release import commands as release_commands
@@ -28,7 +28,6 @@ cluster.add(app)
 paper_commands.add(app)
 release_commands.add(app)
 serving.add(app)
-sync.add(app)
 
 
 @data.command()
@@ -99,6 +98,14 @@ def import_checkpoint(
             typer.echo(f"{name} layer {layer}: relative error {error:.4f}")
         typer.echo(f"wrote {out / name}" + (f", relative error {fold.error():.4f} in all at rank {rank}" if fold else ""))
     typer.echo(NOTICE)
+
+
+@app.command()
+def sync() -> None:
+    """Send MLflow what it missed while it was down; however often it is interrupted and called again, it is there once."""
+    from unimed import sync as outgoing
+
+    outgoing.sync()
 
 
 @app.command()

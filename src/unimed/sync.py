@@ -1,4 +1,4 @@
-"""The command `sync`: what MLflow has missed of earlier runs, sent from their outboxes; nothing is lost, and nothing is there twice."""
+"""What MLflow has missed of earlier runs, sent from their outboxes; nothing is lost, and nothing is there twice."""
 
 from pathlib import Path
 
@@ -7,11 +7,6 @@ import typer
 from unimed import environment, mlflow_server, outbox, recorder
 from unimed.outbox import Outbox
 from unimed.settings import Tracking
-
-
-def add(app: typer.Typer) -> None:
-    """Add the command to the command line."""
-    app.command()(sync)
 
 
 def sync() -> None:
