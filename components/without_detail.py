@@ -19,7 +19,9 @@ def run(
     """Align without fusions, train the expert on it, and store projector and adapter together."""
     made = assemble.foundation(foundation)
     loop.train_only(made.model, ["model.projector"])
-    loop.fit(made.model, samples.read(captions, shards, split="train", seed=seed), Collator(made.processor), align, seed, "without_detail")
+    loop.fit(
+        made.model, samples.read(captions, shards, split="train", seed=seed), Collator(made.processor), align, seed, "without_detail_align"
+    )
     language = made.model.model.language_model
     names = adapters.add(language, "vqa", vqa_expert.rank, vqa_expert.scaling, assemble.EXPERT_TARGETS)
     loop.train_only(made.model, [f"model.language_model.{name}" for name in names])
