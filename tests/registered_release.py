@@ -62,7 +62,7 @@ def write(root: Path, revision: str) -> Path:
 
 def register_at(root: Path, uri: str, path: Path) -> dict[str, Any]:
     """Register a release; gives names and versions."""
-    return register.register(path, candidate.of(root).models, path.parent.name, Tracking(uri=uri))
+    return register.register(path, candidate.of(root).models, path.parent.name.removeprefix("release-"), Tracking(uri=uri))
 
 
 def scan() -> Image.Image:
