@@ -127,6 +127,16 @@ def test_a_spoilt_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, capl
     assert "step-00000002/numbers.json: expected sha256" in caplog.text
 
 
+def test_each_training_of_a_job_has_a_place_of_its_own_and_the_same_one_again_when_it_is_started_again():
+    def places():
+        with job.run(job.Job("two", "key")):
+            return [job.next_checkpoints() for _ in range(2)]
+
+    first, second = places()
+    assert first != second and places() == [first, second]
+    assert job.next_checkpoints() is None
+
+
 def test_generators_go_on_as_if_nothing_had_happened():
     tensors, numbers = resuming.random_state()
     numbers = json.loads(json.dumps(numbers))

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -51,24 +52,24 @@ class Job:
         return {"stage": self.stage, "recipe_key": self.key} | source() | data | ({"contract": json.dumps(held)} if held else {})
 
 
-_running: list[Job] = []
+_places: list[Iterator[Path]] = []
 
 
 @contextlib.contextmanager
 def run(job: Job) -> Iterator[None]:
     """Be the running job for the block; its checkpoints go when the block ends well."""
-    _running.append(job)
+    _places.append(job.folder / CHECKPOINTS / str(turn) for turn in itertools.count(1))
     try:
         yield
     finally:
-        _running.remove(job)
+        _places.pop()
     if outputs.is_leader():
         outputs.remove(job.folder / CHECKPOINTS)
 
 
-def running() -> Job | None:
-    """The job that this program runs; None outside one."""
-    return _running[-1] if _running else None
+def next_checkpoints() -> Path | None:
+    """Where those of the running job's next training lie: by its turn, so that no training takes another's. None outside a job."""
+    return next(_places[-1]) if _places else None
 
 
 def _contract(verdict: Path) -> str:

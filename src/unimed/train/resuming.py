@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -29,12 +30,6 @@ KEPT = 2
 EVERY_SECONDS = 600.0
 NUMBERS = "numbers.json"
 log = logging.getLogger("resuming")
-
-
-def folder(label: str) -> Path | None:
-    """Where the checkpoints of a training of the running job lie, by its recipe key; None without a job."""
-    running = job.running()
-    return running.folder / job.CHECKPOINTS / label if running else None
 
 
 def newest(folder: Path) -> Path | None:
@@ -73,7 +68,8 @@ class Resumable(Trainer):
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that a resumed run needs, as tensors by name and as JSON."""
-        optimizer, generators, drawn = self.optimizer.state_dict(), *random_state()
+        optimizer, states, drawn = self.optimizer.state_dict(), *random_state()
+        generators = {f"random/{name}": state for name, state in states.items()}
         trained = {f"model/{name}": value for name, value in self.model.named_parameters() if value.requires_grad}
         moments = {f"optimizer/{key}/{name}": value for key, state in optimizer["state"].items() for name, value in state.items()}
         copies = {f"masters/{number:06d}": value for number, value in enumerate(optimizer.get("masters", ()))}
@@ -84,19 +80,18 @@ class Resumable(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Give what trains the values of a checkpoint."""
         place = Path(resume_from_checkpoint)
-        artifacts.load(self.model, _part(load_file(place / artifacts.WEIGHTS), "model/"), place)
+        artifacts.load(self.model, _tensors(resume_from_checkpoint, "model/"), place)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Give optimizer and schedule the state of a checkpoint."""
         if checkpoint is None:
             return
         moments: dict[int, dict[str, Tensor]] = {}
-        tensors = load_file(Path(checkpoint) / artifacts.WEIGHTS)
-        for name, value in _part(tensors, "optimizer/").items():
+        for name, value in _tensors(checkpoint, "optimizer/").items():
             key, kind = name.split("/")
             moments.setdefault(int(key), {})[kind] = value
         numbers = _numbers(checkpoint)
-        copies = [value for _, value in sorted(_part(tensors, "masters/").items())]
+        copies = [value for _, value in sorted(_tensors(checkpoint, "masters/").items())]
         self.optimizer.load_state_dict({"state": moments, "param_groups": numbers["groups"]} | ({"masters": copies} if copies else {}))
         self.lr_scheduler.load_state_dict(numbers["schedule"])
 
@@ -104,16 +99,17 @@ class Resumable(Trainer):
         """Give the random generators and the sums for the log the state of a checkpoint; called when all else stands."""
         if checkpoint is None:
             return
-        tensors, numbers = load_file(Path(checkpoint) / artifacts.WEIGHTS), _numbers(checkpoint)
-        set_random_state(tensors, numbers["random"])
-        summed = _part(tensors, "log/")
+        numbers, summed = _numbers(checkpoint), _tensors(checkpoint, "log/")
+        set_random_state(_tensors(checkpoint, "random/"), numbers["random"])
         self._tr_loss = summed.pop("loss").to(self.args.device)
         self.noted = {name: list(values.to(self.args.device)) for name, values in summed.items()}
         self._globalstep_last_logged = numbers["logged_at"]
 
 
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+def _tensors(checkpoint: str, prefix: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint whose names begin so, by the rest of their names; no others are read."""
+    with safe_open(Path(checkpoint) / artifacts.WEIGHTS, framework="pt") as file:
+        return {name.removeprefix(prefix): file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
 
 
 def _numbers(checkpoint: str) -> dict[str, Any]:
@@ -126,23 +122,24 @@ def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
     kind, keys, position, has_gauss, cached = np.random.get_state()
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     tensors = {
-        "random/python": torch.tensor(words),
-        "random/numpy": torch.from_numpy(keys.astype(np.int64)),
-        "random/torch": torch.get_rng_state(),
+        "python": torch.tensor(words),
+        "numpy": torch.from_numpy(keys.astype(np.int64)),
+        "torch": torch.get_rng_state(),
     }
     numbers = {"python": [version, gauss], "numpy": [kind, int(position), int(has_gauss), float(cached)]}
-    return tensors | {f"random/gpu/{number}": state for number, state in enumerate(gpus)}, numbers
+    return tensors | {f"gpu/{number}": state for number, state in enumerate(gpus)}, numbers
 
 
 def set_random_state(tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
     """Give every generator the state that `random_state` returned."""
     version, gauss = numbers["python"]
-    random.setstate((version, tuple(tensors["random/python"].tolist()), gauss))
+    random.setstate((version, tuple(tensors["python"].tolist()), gauss))
     kind, position, has_gauss, cached = numbers["numpy"]
-    np.random.set_state((kind, tensors["random/numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(tensors["random/torch"])
-    for name, state in _part(tensors, "random/gpu/").items():
-        torch.cuda.set_rng_state(state, int(name))
+    np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(tensors["torch"])
+    for name, state in tensors.items():
+        if name.startswith("gpu/"):
+            torch.cuda.set_rng_state(state, int(name.removeprefix("gpu/")))
 
 
 class Saving(TrainerCallback):
@@ -182,7 +179,7 @@ def train(trainer: Resumable, label: str, boundary: int = 1) -> None:
 
     Runs of several processes and under DeepSpeed write none. Raises SystemExit with 75 when told to stop.
     """
-    place = folder(label)
+    place = job.next_checkpoints()
     if place is None or trainer.args.world_size > 1 or trainer.is_deepspeed_enabled:
         trainer.train()
         return
