@@ -35,6 +35,16 @@ def with_reasoner(model, rank=4):
     return train_only(model, [f"model.language_model.{name}" for name in names])
 
 
+def with_stirred_reasoner(model):
+    """A routed model whose reasoner, alone, trains; its adapters are far from zero."""
+    with_reasoner(model)
+    draw = torch.Generator().manual_seed(2)
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            parameter.data.normal_(0, 0.1, generator=draw)
+    return model
+
+
 def problem(folder, seed=0, solution="A", rationale="It is there.", question=QUESTION, regions=(), side=tiny.SIZE):
     turn = tiny.turn(question, solution, regions=regions, side=side)
     return tiny.sample(folder, dataclasses.replace(turn, options=OPTIONS, solution=solution, rationale=rationale), seed=seed, side=side)

@@ -20,6 +20,7 @@ from problems import (
     problem,
     settings,
     with_reasoner,
+    with_stirred_reasoner,
 )
 
 from unimed.errors import InputError
@@ -30,13 +31,7 @@ from unimed.rl import prompts, trainer
 @pytest.fixture
 def model():
     """A routed model whose reasoner, alone, trains; its routers and adapters are far from zero."""
-    model = tiny.stirred(**tiny.EXPERTS, router_level="sequence")
-    with_reasoner(model)
-    draw = torch.Generator().manual_seed(2)
-    for name, parameter in model.named_parameters():
-        if ".lora_B." in name:
-            parameter.data.normal_(0, 0.1, generator=draw)
-    return model
+    return with_stirred_reasoner(tiny.stirred(**tiny.EXPERTS, router_level="sequence"))
 
 
 def test_the_request_to_reason_stands_on_its_own_line_and_a_thought_comes_before_the_answer(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import tiled
 import tiny
 import torch
-from problems import CLOSE, built, marked, pointing, problem, replied, settings, with_reasoner
+from problems import CLOSE, built, marked, pointing, problem, replied, settings, with_stirred_reasoner
 from torch.nn.functional import interpolate
 from transformers import GenerationConfig
 
@@ -18,13 +18,7 @@ WIDE, TALL = tiled.SHAPES[2, 2], tiled.SHAPES[3, 1]
 @pytest.fixture
 def model():
     """A routed model on canvases whose reasoner, alone, trains; its adapter is far from zero."""
-    model = tiled.stirred(**tiny.EXPERTS, router_level="sequence")
-    with_reasoner(model)
-    draw = torch.Generator().manual_seed(2)
-    for name, parameter in model.named_parameters():
-        if ".lora_B." in name:
-            parameter.data.normal_(0, 0.1, generator=draw)
-    return model
+    return with_stirred_reasoner(tiled.stirred(**tiny.EXPERTS, router_level="sequence"))
 
 
 def test_the_gradient_pass_sees_every_tile_in_both_branches_and_knows_the_sizes(tmp_path, model):
