@@ -75,6 +75,15 @@ def reach(settings: Tracking, doing: str) -> Iterator["MlflowClient"]:
         raise _failure(uri, doing, told(error)) from error
 
 
+def download(client: "MlflowClient", version: "ModelVersion", place: Path, file: str = "") -> Path:
+    """What a version holds, or one file of it, in the folder `place`; gives where it lies. Fails as `failures` says."""
+    from mlflow.artifacts import download_artifacts
+
+    place.mkdir(parents=True, exist_ok=True)
+    source = client.get_model_version_download_uri(version.name, str(version.version)) + (f"/{file}" if file else "")
+    return Path(download_artifacts(artifact_uri=source, dst_path=str(place), tracking_uri=client.tracking_uri))
+
+
 def failures() -> tuple[type[Exception], ...]:
     """What MLflow's client raises when a server, its database or its files fail."""
     from mlflow.exceptions import MlflowException

@@ -2,13 +2,14 @@
 
 import fcntl
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from unimed import outputs
 
 FOLDER, MESSAGES, FILES = "outbox", "messages.jsonl", "files"
 
@@ -47,9 +48,9 @@ class Outbox:
         self.count += 1
         place.parent.mkdir(parents=True)
         if path.is_dir():
-            shutil.copytree(path, place, copy_function=link)
+            shutil.copytree(path, place, copy_function=outputs.link)
         else:
-            link(str(path), str(place))
+            outputs.link(path, place)
         return place.relative_to(self.folder).as_posix()
 
     def messages(self) -> Iterator[dict[str, Any]]:
@@ -79,14 +80,6 @@ class Outbox:
         """Remove what has been sent: first the messages, without which the rest means nothing."""
         (self.folder / MESSAGES).unlink()
         shutil.rmtree(self.folder)
-
-
-def link(source: str, place: str) -> None:
-    """Have the file `source` at `place` too, as a hard link, or as a copy on another disk."""
-    try:
-        os.link(Path(source).resolve(), place)
-    except OSError:
-        shutil.copyfile(source, place)
 
 
 def waiting(runs: Path) -> list[Outbox]:

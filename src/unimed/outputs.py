@@ -85,6 +85,14 @@ def written(targets: dict[str, Path]) -> dict[str, Path]:
     return {name: next(path for path in pair if path.exists()) for name, pair in places.items() if any(map(Path.exists, pair))}
 
 
+def link(source: Path | str, place: Path | str) -> None:
+    """Have the file `source` at `place` too, as a hard link, which takes no room, or as a copy on another disk."""
+    try:
+        os.link(Path(source).resolve(), place)
+    except OSError:
+        shutil.copyfile(source, place)
+
+
 def remove(path: Path) -> None:
     """Delete a file, a folder or a link; nothing happens when there is none."""
     if path.is_dir() and not path.is_symlink():

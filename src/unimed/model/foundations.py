@@ -2,8 +2,6 @@
 
 import json
 import logging
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )  # fmt: skip
 
+from unimed import outputs
 from unimed.config import Vlm
 from unimed.errors import InputError
 from unimed.model import artifacts, checkpoint
@@ -210,7 +209,7 @@ def _link(found: Part, folder: Path) -> None:
         name = f"{file.stem}.safetensors" if several else "model.safetensors"
         kept = {there: ours[there] for there in found.checkpoint.names(file) if there in ours}
         if file.suffix == ".safetensors" and list(kept.values()) == found.checkpoint.names(file):
-            _place(file, folder / name)
+            outputs.link(file, folder / name)
         elif kept:
             save_file({own: found.checkpoint.tensor(there).contiguous() for there, own in kept.items()}, folder / name, {"format": "pt"})
         index |= dict.fromkeys(kept.values(), name)
@@ -218,14 +217,6 @@ def _link(found: Part, folder: Path) -> None:
         size = sum(file.stat().st_size for file in folder.iterdir())
         listing = {"metadata": {"total_size": size}, "weight_map": dict(sorted(index.items()))}
         (folder / "model.safetensors.index.json").write_text(json.dumps(listing, indent=1) + "\n")
-
-
-def _place(source: Path, target: Path) -> None:
-    """A hard link, which takes no room; a copy where the file lies on another disk."""
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def added_rows(language: Part, tokens: list[int], known: int) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from unimed import outbox, outputs
+from unimed import outputs
 from unimed.data.raw import load
 from unimed.errors import InputError
 from unimed.model import artifacts
@@ -105,4 +105,4 @@ def fill(partial: Path, cache: Path, source: Callable[[str, Mapping[str, str]], 
             raise InputError(f"{partial / MANIFEST}: expected the parts {sorted(PARENTS)}, found {name}")
         digest, (who, make) = _sha256(record["manifest_sha256"]), source(name, record)
         part = _kept(cache / "parts" / digest, functools.partial(_check_part, digest=digest, who=who), make)
-        shutil.copytree(part, partial / name, copy_function=outbox.link)
+        shutil.copytree(part, partial / name, copy_function=outputs.link)

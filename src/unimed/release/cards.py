@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import yaml
 
@@ -11,6 +11,7 @@ from unimed import NOTICE
 from unimed.errors import InputError
 from unimed.release.checks import Validated
 from unimed.release.data_card import licences, sources
+from unimed.release.journal import Override
 from unimed.release.markdown import page, plain, table
 from unimed.release.parts import BASE, in_order
 
@@ -26,25 +27,6 @@ METRICS = {"accuracy": "accuracy", "mDice": "dice", "loss": "loss"}
 
 DESCRIPTION_MOST = 4900
 """MLflow's databases keep 5,000 characters of a description."""
-
-
-class Override(Protocol):
-    """An exception to the gate: who made it, why, and until when it holds."""
-
-    @property
-    def name(self) -> str:
-        """The person."""
-        ...
-
-    @property
-    def reason(self) -> str:
-        """Why the release is in use though a check failed."""
-        ...
-
-    @property
-    def until(self) -> object:
-        """The last day."""
-        ...
 
 
 def model_card(release: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], found: Mapping[str, Validated]) -> str:

@@ -1,6 +1,5 @@
 """Where the things that a release was made of are kept: MLflow's registry, the working folder, and dvc.lock, which says what made them."""
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -124,15 +123,17 @@ def resolve(client: "MlflowClient", address: str) -> "ModelVersion":
 
 
 def download(client: "MlflowClient", version: "ModelVersion", folder: Path, file: str = "") -> Path | None:
-    """The files of a version, or one of them, in a folder; None when it is gone from where the registry says it lies."""
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    folder.mkdir(parents=True, exist_ok=True)
-    source = f"{version.source}/{file}" if file else str(version.source)
+    """The folder of a version's files, or of one of them; None when it is gone from where the registry says it lies."""
     try:
-        found = Path(download_artifacts(artifact_uri=source, dst_path=str(folder), tracking_uri=client.tracking_uri))
-    except (MlflowException, OSError):
+        found = mlflow_server.download(client, version, folder, file)
+    except mlflow_server.failures():
         return None
     return found.parent if file else found
+
+
+def handed(client: "MlflowClient", address: str, folder: Path) -> tuple["ModelVersion", Path]:
+    """The version that an address names and the folder of its files. Raises InputError when they are gone."""
+    version = resolve(client, address)
+    if (found := download(client, version, folder)) is None:
+        raise InputError(f"{address}: expected the files of version {version.version} at {version.source}, found none")
+    return version, found

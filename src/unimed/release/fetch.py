@@ -56,8 +56,8 @@ def fetch(uri: str, settings: Tracking, cache: Path | None = None) -> Fetched:
     if not uri.startswith("models:"):
         return _from_folder(Path(uri), cache)
     name, _, number = split(uri)
-    note = cache / "versions" / _server(settings) / name / number
-    if number and note.is_file() and (reason := mlflow_server.refusal(mlflow_server.address(settings))):
+    notes = cache / "versions" / _server(settings) / name
+    if number and (note := notes / number).is_file() and (reason := mlflow_server.refusal(mlflow_server.address(settings))):
         log.warning("%s is taken from the cache: %s", uri, reason)
         return _read(caches.release(cache, note.read_text(), _absent), number)
     number = number or resolve(uri, settings)
@@ -66,10 +66,10 @@ def fetch(uri: str, settings: Tracking, cache: Path | None = None) -> Fetched:
         if not (digest := version.tags.get(recorder.SEALED)):
             raise InputError(f"{uri}: expected a release, which has the tag {recorder.SEALED}, found a version without; name another")
         place = caches.release(cache, digest, lambda partial: _fill(partial, cache, client, version))
-    note = cache / "versions" / _server(settings) / name / number
-    note.parent.mkdir(parents=True, exist_ok=True)
-    outputs.beside(note, f".{os.getpid()}").write_text(digest)
-    outputs.beside(note, f".{os.getpid()}").replace(note)
+    notes.mkdir(parents=True, exist_ok=True)
+    aside = notes / f"{number}.{os.getpid()}"
+    aside.write_text(digest)
+    aside.replace(notes / number)
     return _read(place, number)
 
 
@@ -166,14 +166,11 @@ def _from_folder(folder: Path, cache: Path) -> Fetched:
 
 def _download(client: "MlflowClient", version: "ModelVersion", place: Path) -> None:
     """Make `place` what a version holds; tried again while the server or the store behind it fails."""
-    from mlflow.artifacts import download_artifacts
-
     aside = outputs.beside(place, ".download")
-    source = client.get_model_version_download_uri(version.name, version.version)
 
     def download() -> Path:
         outputs.remove(aside)
-        return Path(download_artifacts(artifact_uri=source, dst_path=str(aside), tracking_uri=client.tracking_uri))
+        return mlflow_server.download(client, version, aside)
 
     _patiently(download, f"{version.name} version {version.version}").rename(place)
     outputs.remove(aside)

@@ -2,15 +2,12 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from unimed.errors import InputError
-
-CHAMPION = "models:/unimed-medvlm@champion"
+from unimed.release.parts import IN_USE
 
 Release = Annotated[
     str, typer.Argument(help="models:/unimed-medvlm@ALIAS, models:/unimed-medvlm/NUMBER, or a folder such as reports/release.")
@@ -27,7 +24,7 @@ def add(app: typer.Typer) -> None:
 
 
 def trace(
-    release: Release = CHAMPION,
+    release: Release = IN_USE,
     check: Annotated[bool, typer.Option("--verify", help="Hash everything on the way; exit code 1 when something does not match.")] = False,
     case: Annotated[str, typer.Option(help="The other way round: what saw this case, named DATASET/CASE.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with hashes in full.")] = False,
@@ -46,29 +43,39 @@ def trace(
 
 
 def verify(
-    release: Release = CHAMPION,
+    release: Release = IN_USE,
     key: Annotated[Path | None, typer.Option(help="The public key that the signature must be made with, as PEM.")] = None,
 ) -> None:
     """Check every file of a release, its parts that are here, and its signature."""
+    from unimed import mlflow_server, recorder
+    from unimed.release import closure
     from unimed.release import verify as verification
 
-    with _folder(release) as (folder, digest):
-        for line in verification.verify(folder, Path("models"), key, digest):
-            typer.echo(line)
+    if not release.startswith(closure.SCHEME):
+        _tell(verification.verify(Path(release), Path("models"), key))
+        return
+    with closure.opened(mlflow_server.configured(), f"hand out {release}") as (client, cache):
+        version, folder = closure.handed(client, release, cache)
+        _tell(verification.verify(folder, Path("models"), key, version.tags.get(recorder.SEALED, "")))
+
+
+def _tell(lines: Iterator[str]) -> None:
+    for line in lines:
+        typer.echo(line)
     typer.echo("all of it matches")
 
 
-def card(release: Release = CHAMPION) -> None:
+def card(release: Release = IN_USE) -> None:
     """Print the model card of a release, with the override that it is in use by, if any."""
     from unimed import mlflow_server
     from unimed.release import cards, closure, journal
 
-    with _folder(release) as (folder, _):
-        text = cards.read(folder)
-    if release.startswith(closure.SCHEME):
-        with closure.opened(mlflow_server.configured(), f"hand out the journal of {release}") as (client, _):
-            text = cards.with_overrides(text, journal.overrides(journal.read(client), str(closure.resolve(client, release).version)))
-    typer.echo(text, nl=False)
+    if not release.startswith(closure.SCHEME):
+        typer.echo(cards.read(Path(release)), nl=False)
+        return
+    with closure.opened(mlflow_server.configured(), f"hand out {release}") as (client, cache):
+        version, folder = closure.handed(client, release, cache)
+        typer.echo(cards.with_overrides(cards.read(folder), journal.overrides(journal.read(client), str(version.version))), nl=False)
 
 
 @keys.command()
@@ -78,19 +85,3 @@ def new(folder: Annotated[Path, typer.Argument(help="Where the pair is written; 
 
     private, public = signing.new_keys(folder)
     typer.echo(f"private key  {private} (keep it to yourself; export {signing.KEY}={private})\npublic key   {public} (give it to everyone)")
-
-
-@contextmanager
-def _folder(release: str) -> Iterator[tuple[Path, str]]:
-    """The files of a release, or for the block a copy of what the registry keeps, and the hash of its manifest that is noted there."""
-    from unimed import mlflow_server, recorder
-    from unimed.release import closure
-
-    if not release.startswith(closure.SCHEME):
-        yield Path(release), ""
-        return
-    with closure.opened(mlflow_server.configured(), f"hand out {release}") as (client, cache):
-        version = closure.resolve(client, release)
-        if (folder := closure.download(client, version, cache)) is None:
-            raise InputError(f"{release}: expected the files of version {version.version} at {version.source}, found none")
-        yield folder, version.tags.get(recorder.SEALED, "")

@@ -36,6 +36,9 @@ REGISTERED = {
 RELEASE = "unimed-medvlm"
 """The registered model whose versions are releases."""
 
+IN_USE = f"models:/{RELEASE}@champion"
+"""The address of the release that is in use."""
+
 
 def in_order(parts: Mapping[str, About]) -> list[tuple[str, About]]:
     """Parts by folder in the order in which they are made, unknown ones last."""

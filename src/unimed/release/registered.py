@@ -116,16 +116,11 @@ def _version(client: "MlflowClient", name: str, number: str, expected: str) -> "
 
 def _download(client: "MlflowClient", version: "ModelVersion", file: str) -> bytes:
     """The bytes of a file of a version."""
-    import mlflow.artifacts
-    from mlflow.exceptions import MlflowException
-
-    place = client.get_model_version_download_uri(version.name, str(version.version))
     with tempfile.TemporaryDirectory() as folder:
         try:
-            path = mlflow.artifacts.download_artifacts(f"{place}/{file}", dst_path=folder, tracking_uri=client.tracking_uri)
-            return Path(path).read_bytes()
-        except (MlflowException, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
+            return mlflow_server.download(client, version, Path(folder), file).read_bytes()
+        except mlflow_server.failures() as error:
+            reason = mlflow_server.told(error)
             raise InputError(f"{version.name} version {version.version}: expected its {file} in the registry, found {reason}") from error
 
 

@@ -10,7 +10,7 @@ from unimed.data.raw import load
 from unimed.errors import InputError
 from unimed.model import artifacts
 from unimed.release import lineage
-from unimed.release.closure import SCHEME, Kept, Registry, WorkingFolder, download, opened, resolve
+from unimed.release.closure import SCHEME, Kept, Registry, WorkingFolder, handed, opened
 from unimed.release.manifest import MANIFEST, SIGNATURE, read
 from unimed.release.parts import BASE, PARENTS, RELEASE, in_order
 from unimed.release.tree import NOT_HERE, Node, hashed, missing
@@ -40,9 +40,7 @@ def trace(target: str, settings: Tracking, root: Path, verify: bool = False) -> 
     if not target.startswith(SCHEME):
         return _tree(_subject(Path(target), target, {}, verify), working, working, verify)
     with opened(settings, f"tell about {target}") as (client, cache):
-        version = resolve(client, target)
-        if (folder := download(client, version, cache / "subject")) is None:
-            raise InputError(f"{target}: expected the files of version {version.version} at {version.source}, found none")
+        version, folder = handed(client, target, cache / "subject")
         name = f"{version.name} version {version.version}"
         numbers = {key: value for key, value in version.tags.items() if key.startswith("unimed-")}
         subject = _subject(folder, name, version.tags, verify)

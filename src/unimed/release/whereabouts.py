@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from unimed import outbox
+from unimed import outputs
 from unimed.errors import InputError
 from unimed.model import artifacts
 from unimed.store import Store
@@ -29,7 +29,7 @@ def bring(name: str, record: Mapping[str, str], beside: Sequence[Path], place: P
     digest = record["manifest_sha256"]
     for folder in (*(parent / name for parent in beside), MODELS / name):
         if _is(folder, digest):
-            shutil.copytree(folder, place, copy_function=outbox.link)
+            shutil.copytree(folder, place, copy_function=outputs.link)
             return
     if not (url := store_address()):
         raise InputError(

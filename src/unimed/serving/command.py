@@ -13,6 +13,7 @@ import typer
 
 from unimed import environment
 from unimed.errors import InputError
+from unimed.release.parts import IN_USE
 
 if TYPE_CHECKING:
     import uvicorn
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("serving")
 
 TOKEN = "UNIMED_TOKEN"  # noqa: S105  a name
-CHAMPION = "models:/unimed-medvlm@champion"
 
 
 def add(app: typer.Typer) -> None:
@@ -32,7 +32,7 @@ def add(app: typer.Typer) -> None:
 
 
 def serve(
-    model: Annotated[str, typer.Option(help="A model folder, such as models/reasoner, or a release in MLflow.")] = CHAMPION,
+    model: Annotated[str, typer.Option(help="A model folder, such as models/reasoner, or a release in MLflow.")] = IN_USE,
     host: Annotated[str, typer.Option(help=f"Where to listen; others than this machine need {TOKEN} in the environment.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
     batch: Annotated[int, typer.Option(min=1, help="Answers decoded together.")] = 16,
