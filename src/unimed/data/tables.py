@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from unimed.data import sql
 from unimed.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -93,8 +94,7 @@ def matching(rows: pd.DataFrame, column: str, values: Container[Any]) -> pd.Data
 def write(rows: pd.DataFrame, schema: pa.Schema, path: Path, by: tuple[str, ...]) -> None:
     """Write a frame as Parquet, sorted; nothing of this machine or moment goes into the file."""
     ordered = rows.sort_values(list(by), kind="stable")
-    table = pa.Table.from_pandas(ordered[schema.names], schema=schema, preserve_index=False)
-    pq.write_table(table.replace_schema_metadata(None), path, compression="zstd")
+    sql.write(path, [pa.Table.from_pandas(ordered[schema.names], schema=schema, preserve_index=False)], schema)
 
 
 def read(path: Path, schema: pa.Schema) -> pd.DataFrame:
