@@ -33,6 +33,8 @@ class Between(ThreadingHTTPServer):
         """Begin to count anew."""
         self.limit, self.arrives, self.back = limit, arrives, back
         self.seen: list[str] = []
+        self.done: list[str] = []
+        """The requests that MLflow has answered with success, whether or not their answers came back."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -50,6 +52,8 @@ class _Handler(BaseHTTPRequestHandler):
         answer = connection.getresponse()
         content = answer.read()
         connection.close()
+        if answer.status < 300:
+            self.server.done.append(self.server.seen[number - 1])
         if number == self.server.limit:
             return
         self.send_response(answer.status)

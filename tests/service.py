@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import socket
 import threading
 import time
@@ -130,3 +131,9 @@ def encoded(image: Image.Image, kind: str = "PNG", **more: Any) -> str:
     content = io.BytesIO()
     image.save(content, kind, **more)
     return base64.b64encode(content.getvalue()).decode()
+
+
+def events(text: str) -> list[tuple[str, dict]]:
+    """Server-sent events by name."""
+    parts = [dict(line.split(": ", 1) for line in block.split("\n")) for block in text.strip().split("\n\n")]
+    return [(part["event"], json.loads(part["data"])) for part in parts]

@@ -1,6 +1,5 @@
 """A served model over real connections: whole answers, streams, health, numbers, and who may ask."""
 
-import json
 
 import pytest
 import service
@@ -28,12 +27,6 @@ def server(made):
         yield running
 
 
-def events(text: str) -> list[tuple[str, dict]]:
-    """Server-sent events by name."""
-    parts = [dict(line.split(": ", 1) for line in block.split("\n")) for block in text.strip().split("\n\n")]
-    return [(part["event"], json.loads(part["data"])) for part in parts]
-
-
 def test_a_served_answer_is_the_one_that_predict_gives(made, server):
     mask = tiny.box(3, 3, 9, 9)
     drawn = {"size": [32, 32], "counts": masks.encode(mask)}
@@ -54,7 +47,7 @@ def test_reasoning_is_told_as_it_is_written_and_then_the_rest(tmp_path):
     service.script(made, "<think> It is there.</think><answer> yes <SEG></answer>")
     limits = service.Limits(batch=2, queue=2, max_new_tokens=200)
     with service.serving(made, limits) as server:
-        told = events(server.ask(stream=True).text)
+        told = service.events(server.ask(stream=True).text)
     names = [name for name, _ in told]
     assert names[-3:] == ["answer", "masks", "done"]
     grown = [data["text"] for name, data in told if name == "reasoning"]
@@ -68,7 +61,7 @@ def test_reasoning_is_told_as_it_is_written_and_then_the_rest(tmp_path):
 
 
 def test_a_stream_says_what_a_whole_answer_says(server):
-    whole, told = server.ask(seed=3).json(), events(server.ask(seed=3, stream=True).text)
+    whole, told = server.ask(seed=3).json(), service.events(server.ask(seed=3, stream=True).text)
     assert told[-3][1] == {"answer": whole["answer"], "reasoning": whole["reasoning"]}
     assert told[-2][1]["masks"] == whole["masks"]
     assert told[-1][1]["router"] == whole["router"]

@@ -22,7 +22,7 @@ from unimed.answering import Question, Reply
 from unimed.data import masks
 from unimed.errors import InputError
 from unimed.eval.decoding import Row
-from unimed.serving import problems
+from unimed.serving import page, problems
 from unimed.serving.batcher import Batcher, Job
 from unimed.serving.border import ALIVE, ANSWER, Border
 from unimed.serving.follow import Follower, Release
@@ -95,13 +95,14 @@ def _region(region: str | MarkedMask, image: Image.Image) -> masks.Pixels:
 
 
 def make(follower: Follower, limits: Limits, metrics: Metrics, token: str = "") -> ASGIApp:
-    """The app; with a token every path but /healthz asks for it. Interactive pages are off: they would load code from elsewhere."""
+    """The app; with a token every path but /healthz and its page asks for it. FastAPI's own pages load code from elsewhere and are off."""
     service = Service(follower, limits, metrics)
     app = FastAPI(title="Uni-MedVLM", description=NOTICE, version="1", lifespan=service.running, docs_url=None, redoc_url=None)
     border = Border(app, limits, metrics, token)
     problems.handle(app)
     _answers(app, service)
     _tells(app, service, metrics, border)
+    page.add(app)
     return border
 
 

@@ -11,13 +11,16 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from unimed.serving import problems
+from unimed.serving import page, problems
 from unimed.serving.limits import Limits
 from unimed.serving.metrics import Metrics
 
 log = logging.getLogger("serving")
 
 ANSWER, ALIVE = "/v1/answer", "/healthz"
+OPEN = {ALIVE, *page.FILES}
+"""What anybody may have, who has no token."""
+
 RETRY_SECONDS = "1"
 
 
@@ -69,7 +72,7 @@ class Border:
 
     def _stranger(self, scope: Scope, passing: "_Passing") -> Response | None:
         given = Headers(scope=scope).get("authorization", "").encode("latin-1", "replace")
-        if not self._token or scope["path"] == ALIVE or hmac.compare_digest(given, b"Bearer " + self._token):
+        if not self._token or scope["path"] in OPEN or hmac.compare_digest(given, b"Bearer " + self._token):
             return None
         detail = "authorization: expected the server's bearer token, found another or none"
         return problems.response(401, detail, passing.request_id, {"WWW-Authenticate": "Bearer"})
