@@ -29,7 +29,7 @@ from PIL import Image
 from unimed import answering, environment, params, predict
 from unimed.config import Foundation, MoeRouter, Vlm
 from unimed.errors import InputError
-from unimed.model import adapters, artifacts, assemble
+from unimed.model import adapters, artifacts, assemble, weights
 from unimed.train import rehearsal
 
 HOST, CLIENTS, SEED = "127.0.0.1", 32, 0
@@ -60,18 +60,18 @@ def untrained(root: Path) -> Path:
     made = rehearsal.build(params.parse("vlm", Vlm, numbers), params.parse("foundation", Foundation, numbers), SEED)
     parents = {"foundation": root / "foundation"}
     assemble.write_foundation(parents["foundation"], made)
-    artifacts.write(root / "aligned", artifacts.named(made.model, assemble.ALIGNED), parents)
+    weights.write(root / "aligned", weights.named(made.model, assemble.ALIGNED), parents)
     parents["aligned"] = root / "aligned"
     folders = {name: root / f"{name}_expert" for name in assemble.EXPERTS}
-    for name, tensors in (("vqa", {}), ("grounding", artifacts.named(made.model, assemble.GROUNDING))):
+    for name, tensors in (("vqa", {}), ("grounding", weights.named(made.model, assemble.GROUNDING))):
         language = assemble.aligned(parents["foundation"], parents["aligned"]).model.model.language_model
         adapters.add(language, name, 16, 2.0, assemble.EXPERT_TARGETS)
         adapters.write(folders[name], adapters.taken(language, name))
-        artifacts.write(folders[name], tensors, parents) if tensors else artifacts.seal(folders[name], parents)
+        weights.write(folders[name], tensors, parents) if tensors else artifacts.seal(folders[name], parents)
     router = params.parse("moe_router", MoeRouter, numbers)
     routed = assemble.routed(parents["foundation"], parents["aligned"], folders, router).model
     routers = [name for name, _ in routed.named_modules() if name.endswith(".router")]
-    artifacts.write(root / "router", artifacts.named(routed, routers), parents | folders, moe_router=router.model_dump(mode="json"))
+    weights.write(root / "router", weights.named(routed, routers), parents | folders, moe_router=router.model_dump(mode="json"))
     return root / "router"
 
 

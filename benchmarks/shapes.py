@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from transformers import CLIPVisionConfig, ConvNextConfig, LlamaConfig
 
+from unimed.data.records import REGION, SEG
 from unimed.data.samples import Sample
 from unimed.data.shards import Place
 from unimed.model import tokenizer
 from unimed.model.configuration import UniMedConfig
-from unimed.model.processor import IMAGE, REGION, SEG, UniMedProcessor
+from unimed.model.processor import IMAGE, UniMedProcessor
 from unimed.model.sam_med2d import SamMed2DConfig
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.train.batch import IGNORED, Batch, Collator, Piece

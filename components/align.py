@@ -4,7 +4,7 @@ from unimed import step
 from unimed.config import Optimisation
 from unimed.data import samples
 from unimed.hashes import dvc_hashes
-from unimed.model import artifacts, assemble
+from unimed.model import assemble, weights
 from unimed.step import Input, Output
 from unimed.train import loop
 from unimed.train.batch import Collator
@@ -16,8 +16,8 @@ def run(data: Input, shards: Input, foundation: Input, aligned: Output, seed: in
     loop.train_only(made.model, assemble.ALIGNED)
     captions = samples.read(data, shards, split="train", seed=seed)
     history = loop.fit(made.model, captions, Collator(made.processor), align, seed, "align")
-    parents, trained = {"foundation": foundation}, artifacts.named(made.model, assemble.ALIGNED)
-    artifacts.write(aligned, trained, parents, data=dvc_hashes({"alignment": data}), history=history)
+    parents, trained = {"foundation": foundation}, weights.named(made.model, assemble.ALIGNED)
+    weights.write(aligned, trained, parents, data=dvc_hashes({"alignment": data}), history=history)
 
 
 if __name__ == "__main__":

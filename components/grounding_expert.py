@@ -7,7 +7,7 @@ from unimed import step
 from unimed.config import GroundingTraining
 from unimed.data import samples
 from unimed.hashes import dvc_hashes
-from unimed.model import adapters, artifacts, assemble
+from unimed.model import adapters, assemble, weights
 from unimed.step import Input, Output
 from unimed.train import loop
 from unimed.train.batch import Collator
@@ -26,12 +26,12 @@ def run(
     questions = samples.read(vqa, shards, split="train", turns=grounding_expert.turns, seed=seed)
     prompts = samples.read(grounding, shards, split="train", turns=grounding_expert.turns, seed=seed)
     mixture = Mixture(prompts, [(questions, grounding_expert.vqa_share)], seed)
-    collator, weights = Collator(made.processor), grounding_expert.mask_loss
-    history = loop.fit(made.model, mixture, collator, grounding_expert, seed, "grounding_expert", mask_loss=weights)
+    collator, loss = Collator(made.processor), grounding_expert.mask_loss
+    history = loop.fit(made.model, mixture, collator, grounding_expert, seed, "grounding_expert", mask_loss=loss)
     adapters.write(expert, adapters.taken(language, "grounding"))
     parents = {"foundation": foundation, "aligned": aligned}
     data = dvc_hashes({"vqa": vqa, "grounding": grounding})
-    artifacts.write(expert, artifacts.named(made.model, assemble.GROUNDING), parents, data=data, history=history)
+    weights.write(expert, weights.named(made.model, assemble.GROUNDING), parents, data=data, history=history)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from unimed import step
 from unimed.config import MoeRouter
 from unimed.data import samples
 from unimed.hashes import dvc_hashes
-from unimed.model import artifacts, assemble
+from unimed.model import assemble, weights
 from unimed.step import Input, Output
 from unimed.train import loop
 from unimed.train.batch import Collator
@@ -29,7 +29,7 @@ def run(
     history = loop.fit(made.model, mixture, collator, moe_router, seed, "moe_router", moe_router.mask_loss, moe_router)
     parents = {"foundation": foundation, "aligned": aligned, "vqa": vqa_expert, "grounding": grounding_expert}
     data, settings = dvc_hashes({"vqa": vqa, "grounding": grounding}), moe_router.model_dump(mode="json")
-    artifacts.write(router, artifacts.named(made.model, routers), parents, data=data, history=history, moe_router=settings)
+    weights.write(router, weights.named(made.model, routers), parents, data=data, history=history, moe_router=settings)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from unimed import step
 from unimed.config import LoraTraining, Optimisation
 from unimed.data import samples
 from unimed.hashes import dvc_hashes
-from unimed.model import adapters, artifacts, assemble
+from unimed.model import adapters, assemble, weights
 from unimed.step import Input, Output
 from unimed.train import loop
 from unimed.train.batch import Collator
@@ -28,8 +28,8 @@ def run(
     questions = samples.read(data, shards, split="train", turns=vqa_expert.turns, seed=seed)
     history = loop.fit(made.model, questions, Collator(made.processor), vqa_expert, seed, "without_detail")
     adapters.write(expert, adapters.taken(language, "vqa"))
-    trained, taught = artifacts.named(made.model, assemble.ALIGNED), dvc_hashes({"alignment": captions, "vqa": data})
-    artifacts.write(expert, trained, {"foundation": foundation}, data=taught, history=history)
+    trained, taught = weights.named(made.model, assemble.ALIGNED), dvc_hashes({"alignment": captions, "vqa": data})
+    weights.write(expert, trained, {"foundation": foundation}, data=taught, history=history)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import tiny
 from problems import OPTIMISATION, SETTINGS
 
 from unimed.config import MoeRouter
-from unimed.model import adapters, artifacts, assemble
+from unimed.model import adapters, artifacts, assemble, weights
 
 
 def stages(root: Path) -> dict[str, Path]:
@@ -15,14 +15,14 @@ def stages(root: Path) -> dict[str, Path]:
     made = assemble.Assembled(tiny.stirred(), tiny.processor())
     assemble.write_foundation(places["foundation"], made)
     parents = {"foundation": places["foundation"]}
-    artifacts.write(places["aligned"], artifacts.named(made.model, assemble.ALIGNED), parents)
+    weights.write(places["aligned"], weights.named(made.model, assemble.ALIGNED), parents)
     parents["aligned"] = places["aligned"]
-    for name, tensors in (("vqa", {}), ("grounding", artifacts.named(made.model, assemble.GROUNDING))):
+    for name, tensors in (("vqa", {}), ("grounding", weights.named(made.model, assemble.GROUNDING))):
         language = assemble.aligned(places["foundation"], places["aligned"]).model.model.language_model
         adapters.add(language, name, 2, 2.0, tiny.TARGETS)
         folder = places[f"{name}_expert"]
         adapters.write(folder, adapters.taken(language, name))
-        artifacts.write(folder, tensors, parents) if tensors else artifacts.seal(folder, parents)
+        weights.write(folder, tensors, parents) if tensors else artifacts.seal(folder, parents)
     folders = {name: places[f"{name}_expert"] for name in ("vqa", "grounding")}
     router = MoeRouter.model_validate(
         OPTIMISATION | {"level": "sequence", "choice": "soft", "turns": 1, "grounding_share": 0.5, "mask_loss": SETTINGS["mask_loss"]}
@@ -31,7 +31,7 @@ def stages(root: Path) -> dict[str, Path]:
     routed = assemble.routed(places["foundation"], places["aligned"], folders, router).model
     routers = [name for name, _ in routed.named_modules() if name.endswith(".router")]
     parents |= {"vqa": folders["vqa"], "grounding": folders["grounding"]}
-    artifacts.write(places["router"], artifacts.named(routed, routers), parents, moe_router=router.model_dump(mode="json"))
+    weights.write(places["router"], weights.named(routed, routers), parents, moe_router=router.model_dump(mode="json"))
     return places
 
 

@@ -7,8 +7,8 @@ import tiny
 import torch
 
 from unimed.config import Grpo
+from unimed.data.records import SEG
 from unimed.model import adapters, tokenizer
-from unimed.model.processor import SEG
 from unimed.rl import prompts, rollout, trainer
 from unimed.train.loop import train_only
 from unimed.train.mixture import Mixture

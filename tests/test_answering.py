@@ -9,11 +9,12 @@ from PIL import Image
 
 from unimed import answering
 from unimed.answering import Question
+from unimed.data.records import SEG
 from unimed.errors import InputError
 from unimed.eval import answers
 from unimed.model import tokenizer
 from unimed.model.assemble import Assembled
-from unimed.model.processor import IMAGE, SEG
+from unimed.model.processor import IMAGE
 
 
 @pytest.fixture(scope="module")

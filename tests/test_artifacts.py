@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from unimed.errors import InputError
-from unimed.model import adapters, artifacts, assemble
+from unimed.model import adapters, artifacts, assemble, weights
 
 TENSORS = {"b.weight": torch.arange(6.0).view(2, 3), "a": torch.ones(2)}
 
@@ -16,8 +16,8 @@ TENSORS = {"b.weight": torch.arange(6.0).view(2, 3), "a": torch.ones(2)}
 @pytest.fixture
 def folder(tmp_path):
     """A sealed folder beside its parent."""
-    artifacts.write(tmp_path / "foundation", {"x": torch.zeros(1)}, {})
-    artifacts.write(tmp_path / "aligned", TENSORS, {"foundation": tmp_path / "foundation"}, history=[{"loss": 1.5}])
+    weights.write(tmp_path / "foundation", {"x": torch.zeros(1)}, {})
+    weights.write(tmp_path / "aligned", TENSORS, {"foundation": tmp_path / "foundation"}, history=[{"loss": 1.5}])
     return tmp_path / "aligned"
 
 
@@ -30,14 +30,14 @@ def rewrite(folder, change) -> None:
 
 
 def test_what_was_written_is_read(folder):
-    torch.testing.assert_close(artifacts.read(folder), TENSORS, atol=0, rtol=0)
+    torch.testing.assert_close(weights.read(folder), TENSORS, atol=0, rtol=0)
     assert artifacts.verify(folder)["history"] == [{"loss": 1.5}]
     assert artifacts.parent(folder, "foundation") == folder.parent / "foundation"
 
 
 def test_the_same_tensors_give_the_same_bytes_in_any_order(folder, tmp_path):
     backwards = dict(reversed(TENSORS.items()))
-    artifacts.write(tmp_path / "again", backwards, {"foundation": tmp_path / "foundation"}, history=[{"loss": 1.5}])
+    weights.write(tmp_path / "again", backwards, {"foundation": tmp_path / "foundation"}, history=[{"loss": 1.5}])
     for name in (artifacts.WEIGHTS, artifacts.MANIFEST):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
@@ -48,7 +48,7 @@ def test_a_flipped_byte_is_an_error_with_file_expected_and_found(folder):
     content[-1] ^= 1
     file.write_bytes(content)
     with pytest.raises(InputError) as caught:
-        artifacts.read(folder)
+        weights.read(folder)
     assert str(caught.value) == f"{file}: expected sha256 {expected}, found {artifacts.sha256(file)}"
 
 
@@ -63,7 +63,7 @@ def test_a_file_that_the_manifest_does_not_know_is_an_error_with_its_name(folder
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text("{}")
     with pytest.raises(InputError, match=f"{artifacts.MANIFEST}: expected a list of all files of its folder, found nothing about {name}"):
-        artifacts.read(folder)
+        weights.read(folder)
 
 
 def test_weights_that_the_manifest_does_not_know_are_never_loaded(tmp_path):
@@ -71,7 +71,7 @@ def test_weights_that_the_manifest_does_not_know_are_never_loaded(tmp_path):
     made = assemble.Assembled(tiny.stirred(), tiny.processor())
     places = {name: tmp_path / name for name in ("foundation", "aligned", "vqa")}
     assemble.write_foundation(places["foundation"], made)
-    artifacts.write(places["aligned"], artifacts.named(made.model, assemble.ALIGNED), {})
+    weights.write(places["aligned"], weights.named(made.model, assemble.ALIGNED), {})
     adapters.add(made.model.model.language_model, "vqa", 2, 2.0, tiny.TARGETS)
     adapters.write(places["vqa"], adapters.taken(made.model.model.language_model, "vqa"))
     artifacts.seal(places["vqa"], {})
@@ -85,15 +85,15 @@ def test_a_folder_without_tensors_cannot_stand_where_tensors_are_expected(tmp_pa
     tmp_path.joinpath("adapter_config.json").write_text("{}")
     artifacts.seal(tmp_path, {})
     with pytest.raises(InputError, match=f"expected {artifacts.WEIGHTS} among its files, found none"):
-        artifacts.read(tmp_path)
+        weights.read(tmp_path)
 
 
 def test_a_sealed_folder_may_hold_another_as_the_foundation_does(tmp_path):
-    artifacts.write(tmp_path / "mask", TENSORS, {})
+    weights.write(tmp_path / "mask", TENSORS, {})
     (tmp_path / "config.json").write_text("{}")
     artifacts.seal(tmp_path, {})
     assert list(artifacts.verify(tmp_path)["files"]) == ["config.json", f"mask/{artifacts.MANIFEST}", f"mask/{artifacts.WEIGHTS}"]
-    assert artifacts.read(tmp_path / "mask").keys() == TENSORS.keys()
+    assert weights.read(tmp_path / "mask").keys() == TENSORS.keys()
     (tmp_path / "mask" / artifacts.MANIFEST).write_text("{}")
     with pytest.raises(InputError, match=f"mask/{artifacts.MANIFEST}: expected sha256"):
         artifacts.verify(tmp_path)
@@ -132,14 +132,14 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(folder):
 
 
 def test_another_parent_than_the_recorded_one_is_refused(folder):
-    artifacts.write(folder.parent / "foundation", {"x": torch.ones(1)}, {})
+    weights.write(folder.parent / "foundation", {"x": torch.ones(1)}, {})
     with pytest.raises(InputError, match="foundation with manifest sha256 [0-9a-f]{64}, found another or none"):
         artifacts.parent(folder, "foundation")
 
 
 def test_a_parent_is_looked_for_beside_the_folder_and_nowhere_else(folder):
     elsewhere = folder.parent / "far" / "away" / "foundation"
-    artifacts.write(elsewhere, {"x": torch.ones(1)}, {})
+    weights.write(elsewhere, {"x": torch.ones(1)}, {})
     record = {"path": "far/away/foundation", "sha256": artifacts.sha256(elsewhere / artifacts.MANIFEST)}
     rewrite(folder, lambda manifest: manifest["parents"].update({"foundation": record}))
     with pytest.raises(InputError, match="found another or none"):
@@ -154,9 +154,9 @@ def test_a_parent_that_was_never_recorded_is_an_error_with_those_that_were(folde
 def test_tensors_return_to_the_model_they_came_from(tmp_path):
     model, other = tiny.stirred(), tiny.fresh()
     names = ["model.projector", "grounding.seg_input", "model.encoder.fusions.1"]
-    artifacts.write(tmp_path, artifacts.named(model, names), {})
+    weights.write(tmp_path, weights.named(model, names), {})
     before = {name: value.clone() for name, value in other.state_dict().items()}
-    artifacts.load(other, artifacts.read(tmp_path), tmp_path)
+    weights.load(other, weights.read(tmp_path), tmp_path)
     taken = {name for name, value in other.state_dict().items() if not torch.equal(value, before[name])}
     assert taken == {name for name in before if name == names[1] or name.startswith((names[0] + ".", names[2] + "."))}
     assert all(torch.equal(other.state_dict()[name], model.state_dict()[name]) for name in taken)
@@ -164,7 +164,7 @@ def test_tensors_return_to_the_model_they_came_from(tmp_path):
 
 def test_a_module_that_the_model_lacks_cannot_be_stored():
     with pytest.raises(ValueError, match=r"cannot store \['model.project'\]"):
-        artifacts.named(tiny.fresh(), ["model.projector", "model.project"])
+        weights.named(tiny.fresh(), ["model.projector", "model.project"])
 
 
 @pytest.mark.parametrize(
@@ -176,4 +176,4 @@ def test_a_module_that_the_model_lacks_cannot_be_stored():
 )
 def test_a_tensor_that_does_not_fit_the_model_is_refused_by_name(tmp_path, tensors, message):
     with pytest.raises(InputError, match=f"{tmp_path}.*{message}"):
-        artifacts.load(tiny.fresh(), tensors, tmp_path)
+        weights.load(tiny.fresh(), tensors, tmp_path)

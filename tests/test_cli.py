@@ -114,3 +114,9 @@ def test_the_demo_ends_with_the_exit_code_of_what_failed(project: Project):
     assert done.returncode != 0
     assert "weights.bin: expected one thing, found another" in done.stderr
     assert "report " not in done.stdout
+
+
+@pytest.mark.parametrize("module", ["trace", "verify", "cards", "promote", "listing", "gate"])
+def test_what_is_asked_of_a_registry_needs_no_torch(project: Project, module):
+    said = f"import sys, unimed.release.{module}; print(sorted({{'torch', 'transformers', 'mlflow'}} & sys.modules.keys()))"
+    assert project.run("python", "-c", said).stdout.strip() == "[]"

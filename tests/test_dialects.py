@@ -8,12 +8,13 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from unimed.config import Vlm
+from unimed.data.records import REGION, SEG
 from unimed.errors import InputError
 from unimed.eval import predict
 from unimed.model import tokenizer
 from unimed.model.assemble import Assembled
 from unimed.model.packing import prompts
-from unimed.model.processor import IMAGE, REGION, SEG, UniMedProcessor
+from unimed.model.processor import IMAGE, UniMedProcessor
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.train import batch, rehearsal
 from unimed.train.batch import IGNORED

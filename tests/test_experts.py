@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 
-from unimed.model import adapters, artifacts, experts
+from unimed.model import adapters, experts, weights
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.train import loop
 
@@ -46,9 +46,9 @@ def base() -> UniMedForConditionalGeneration:
 
 def routed(singles, level: str, choice: str) -> UniMedForConditionalGeneration:
     model = tiny.fresh(**tiny.EXPERTS, router_level=level, router_choice=choice)
-    artifacts.load(model, base().state_dict(), Path("base"))
+    weights.load(model, base().state_dict(), Path("base"))
     stacked = experts.stack({name: adapters.taken(one.model.language_model, name).tensors for name, one in singles.items()}, model.config)
-    artifacts.load(model.model.language_model, stacked, Path("experts"))
+    weights.load(model.model.language_model, stacked, Path("experts"))
     return model
 
 
@@ -93,7 +93,7 @@ def test_an_undecided_router_gives_the_mean_of_what_the_experts_add(singles, lev
 def test_zero_experts_change_nothing():
     given = inputs()
     model = tiny.fresh(**tiny.EXPERTS)
-    artifacts.load(model, base().state_dict(), Path("base"))
+    weights.load(model, base().state_dict(), Path("base"))
     torch.testing.assert_close(logits(model, given), logits(base(), given), **CLOSE)
 
 

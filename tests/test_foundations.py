@@ -9,8 +9,9 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from unimed.data.records import REGION, SEG
 from unimed.model import artifacts, assemble, foundations
-from unimed.model.processor import IMAGE, REGION, SEG
+from unimed.model.processor import IMAGE
 
 OURS = [IMAGE, REGION, SEG]
 

@@ -23,8 +23,8 @@ from problems import (
     with_stirred_reasoner,
 )
 
+from unimed.data.records import SEG
 from unimed.errors import InputError
-from unimed.model.processor import SEG
 from unimed.rl import prompts, trainer
 
 

@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 from unimed import predict
 from unimed.cli import app
 from unimed.config import MoeRouter
+from unimed.data.records import SEG
 from unimed.errors import InputError
-from unimed.model import artifacts, assemble, foundations, imports, low_rank
-from unimed.model.processor import IMAGE, SEG
+from unimed.model import artifacts, assemble, foundations, imports, low_rank, weights
+from unimed.model.processor import IMAGE
 
 MATRICES = ("gate_proj", "up_proj", "down_proj")
 EXPERT = "model.layers.{}.mlp.deepspeed_moe.experts.deepspeed_experts.{}.{}.weight"
@@ -66,7 +67,7 @@ def test_llava_becomes_an_aligned_model(raw, models):
     manifest = artifacts.verify(models / "aligned")
     assert manifest["imported"]["name"] == "llava"
     assert manifest["imported"]["left_aside"] == 3
-    assert {name.split(".")[2] for name in artifacts.read(models / "aligned") if "fusions" in name} == {"fusions"}
+    assert {name.split(".")[2] for name in weights.read(models / "aligned") if "fusions" in name} == {"fusions"}
 
 
 @pytest.mark.parametrize(("name", "number"), [("grounding", 0), ("vqa", 1)])

@@ -6,9 +6,10 @@ import tiny
 import torch
 from PIL import Image
 
+from unimed.data.records import REGION, SEG
 from unimed.errors import InputError
 from unimed.model import tokenizer
-from unimed.model.processor import IMAGE, REGION, SEG
+from unimed.model.processor import IMAGE
 
 QUESTION = "<image>Is there a nodule?"
 

@@ -7,8 +7,8 @@ import tiny
 import torch
 from torch.nn.functional import interpolate
 
+from unimed.data.records import SEG
 from unimed.model import tokenizer
-from unimed.model.processor import SEG
 from unimed.rl import rewards
 
 OPTIONS = ("Lungs", "Heart", "Left kidney", "A rib")

@@ -1,6 +1,5 @@
 """A served model over real connections: whole answers, streams, health, numbers, and who may ask."""
 
-
 import pytest
 import service
 import tiny

@@ -13,7 +13,7 @@ import tiny
 from PIL import Image
 
 from unimed.data import masks
-from unimed.model.processor import SEG
+from unimed.data.records import SEG
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ from problems import CLOSE, built, marked, pointing, problem, replied, settings,
 from torch.nn.functional import interpolate
 from transformers import GenerationConfig
 
-from unimed.model.processor import SEG
+from unimed.data.records import SEG
 from unimed.rl import prompts, rewards, rollout, trainer
 from unimed.train import losses
 

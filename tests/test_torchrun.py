@@ -11,7 +11,7 @@ import yaml
 from conftest import NOWHERE, ROOT, Project
 from pipelines import stages
 from unimed import hashes
-from unimed.model import artifacts
+from unimed.model import artifacts, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not shutil.which("g++"), reason="torch's collectives are compiled with g++")]
 PARAMS = "seed: 0\nalign: {batch_size: 4, max_steps: 3, learning_rate: 0.001, warmup_steps: 0}\n"
@@ -53,7 +53,7 @@ def test_two_processes_train_together_on_the_batches_of_one_and_leave_one_model(
     losses = [[entry["loss"] for entry in manifest["history"]] for manifest in (one, two)]
     assert len(losses[0]) == 3
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
-    assert artifacts.read(tmp_path / "1/aligned").keys() == artifacts.read(tmp_path / "2/aligned").keys()
+    assert weights.read(tmp_path / "1/aligned").keys() == weights.read(tmp_path / "2/aligned").keys()
 
 
 def test_input_at_fault_keeps_its_exit_code_through_torchrun(made: Path, tmp_path: Path):

@@ -13,10 +13,11 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, ConvNextConfig, LlamaConfig, PreTrainedTokenizerBase
 
 from unimed.data import masks, shards
+from unimed.data.records import REGION, SEG
 from unimed.data.samples import Sample, Samples, Turn
 from unimed.model import tokenizer
 from unimed.model.configuration import UniMedConfig
-from unimed.model.processor import IMAGE, REGION, SEG, Picture, UniMedProcessor
+from unimed.model.processor import IMAGE, Picture, UniMedProcessor
 from unimed.model.sam_med2d import SamMed2DConfig
 from unimed.model.unimed import UniMedForConditionalGeneration
 

@@ -8,11 +8,12 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from unimed.data import images, masks
+from unimed.data.records import REGION
 from unimed.errors import InputError
 from unimed.eval import answers, predict
 from unimed.eval.decoding import Decoding, Row
 from unimed.model.assemble import Assembled
-from unimed.model.processor import REGION, Picture
+from unimed.model.processor import Picture
 from unimed.model.router_use import RouterUse
 from unimed.rl.prompts import THINK
 

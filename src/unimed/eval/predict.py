@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from unimed.data import masks
+from unimed.data.records import SEG
 from unimed.data.samples import Sample
 from unimed.model.assemble import Assembled
-from unimed.model.processor import SEG, Message, Picture, UniMedProcessor
+from unimed.model.processor import Message, Picture, UniMedProcessor
 from unimed.train.batch import blanked, labelled, messages, picture
 
 

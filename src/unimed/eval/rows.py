@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from unimed.data.records import SEG
 from unimed.eval import answers, bootstrap
 from unimed.eval.ladder import Row, measured
-from unimed.model.processor import SEG
 
 Frame = pd.DataFrame
 

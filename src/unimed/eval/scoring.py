@@ -10,11 +10,12 @@ import pandas as pd
 
 from unimed.config import Evaluate
 from unimed.data import masks
+from unimed.data.records import SEG
 from unimed.data.samples import Sample, Turn
 from unimed.eval import answers, metrics, predict
 from unimed.eval.predict import Answer
 from unimed.model.assemble import Assembled
-from unimed.model.processor import SEG, Message
+from unimed.model.processor import Message
 
 
 @dataclass(frozen=True)

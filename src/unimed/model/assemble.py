@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionModel, Conv
 from transformers.initialization import no_init_weights
 
 from unimed.config import MoeRouter
-from unimed.model import adapters, artifacts, checkpoint, experts
+from unimed.model import adapters, artifacts, checkpoint, experts, weights
 from unimed.model.configuration import UniMedConfig
 from unimed.model.foundations import ADDED_ROWS, EMBEDDING, HEAD, LANGUAGE_MODEL
 from unimed.model.processor import UniMedProcessor
@@ -52,7 +52,7 @@ def write_foundation(folder: Path, made: Assembled, **facts: object) -> None:
     language.lm_head.load_state_dict(model.lm_head.state_dict())
     language.save_pretrained(folder / LANGUAGE_MODEL)
     made.processor.save_pretrained(folder / "processor")
-    artifacts.write(folder / "mask", artifacts.named(model, ["grounding.sam"]), {})
+    weights.write(folder / "mask", weights.named(model, ["grounding.sam"]), {})
     model.config.save_pretrained(folder)
     artifacts.seal(folder, {}, **facts)
 
@@ -65,10 +65,10 @@ def foundation(folder: Path) -> Assembled:
     _load_language(model, folder)
     model.model.encoder.vision.load_state_dict(CLIPVisionModel.from_pretrained(folder / "vision").state_dict())
     model.model.encoder.detail.load_state_dict(ConvNextModel.from_pretrained(folder / "detail").state_dict())
-    sam = artifacts.read(folder / "mask")
-    expected = artifacts.named(model, ["grounding.sam"])
+    sam = weights.read(folder / "mask")
+    expected = weights.named(model, ["grounding.sam"])
     checkpoint.check({name: tuple(value.shape) for name, value in sam.items()}, _shapes(expected), folder / "mask")
-    artifacts.load(model, sam, folder / "mask")
+    weights.load(model, sam, folder / "mask")
     with torch.no_grad():
         model.grounding.seg_input.copy_(model.get_input_embeddings().weight[config.seg_token_id])
         model.grounding.seg_output.copy_(model.lm_head.weight[config.seg_token_id])
@@ -111,7 +111,7 @@ def _load_language(model: UniMedForConditionalGeneration, folder: Path) -> None:
     for name, there in names.items():
         own[name][: shapes[there][0]].copy_(found.tensor(there))
     if (folder / ADDED_ROWS).is_dir():
-        rows = artifacts.read(folder / ADDED_ROWS)
+        rows = weights.read(folder / ADDED_ROWS)
         own[EMBEDDING][rows["tokens"]] = rows["input"]
         own[HEAD][rows["tokens"]] = rows["output"]
 
@@ -123,7 +123,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, checkpoint.Shape]:
 def aligned(foundation_folder: Path, folder: Path) -> Assembled:
     """The foundation with the fusions and the projector of stage 1."""
     made = foundation(foundation_folder)
-    artifacts.load(made.model, artifacts.read(folder), folder)
+    weights.load(made.model, weights.read(folder), folder)
     return made
 
 
@@ -133,7 +133,7 @@ def expert(foundation_folder: Path, aligned_folder: Path, folder: Path, name: st
     listed = artifacts.verify(folder)["files"]
     adapters.load(made.model.model.language_model, name, adapters.read(folder))
     if artifacts.WEIGHTS in listed:
-        artifacts.load(made.model, load_file(folder / artifacts.WEIGHTS), folder)
+        weights.load(made.model, load_file(folder / artifacts.WEIGHTS), folder)
     return made
 
 
@@ -150,12 +150,12 @@ def routed(foundation_folder: Path, aligned_folder: Path, expert_folders: dict[s
     config.router_level, config.router_choice = router.level, router.choice
     plain = made.model.state_dict()
     made.model = shaped(config).eval()
-    artifacts.load(made.model, plain, aligned_folder)
+    weights.load(made.model, plain, aligned_folder)
     stacked = experts.stack({name: adapter.tensors for name, adapter in found.items()}, config)
-    artifacts.load(made.model.model.language_model, stacked, aligned_folder)
+    weights.load(made.model.model.language_model, stacked, aligned_folder)
     for folder, files in listed.items():
         if artifacts.WEIGHTS in files:
-            artifacts.load(made.model, load_file(folder / artifacts.WEIGHTS), folder)
+            weights.load(made.model, load_file(folder / artifacts.WEIGHTS), folder)
     return made
 
 
@@ -163,7 +163,7 @@ def trained_router(foundation_folder: Path, aligned_folder: Path, expert_folders
     """The routed model of stage 4, each part from the folder given."""
     settings = MoeRouter.model_validate(artifacts.verify(folder)["moe_router"])
     made = routed(foundation_folder, aligned_folder, expert_folders, settings)
-    artifacts.load(made.model, artifacts.read(folder), folder)
+    weights.load(made.model, weights.read(folder), folder)
     return made
 
 

@@ -26,7 +26,7 @@ from transformers import (
 from unimed import outputs
 from unimed.config import Vlm
 from unimed.errors import InputError
-from unimed.model import artifacts, checkpoint
+from unimed.model import artifacts, checkpoint, weights
 from unimed.model import tokenizer as tokenizers
 from unimed.model.checkpoint import Checkpoint, Rules
 from unimed.model.configuration import UniMedConfig, fitting
@@ -153,8 +153,8 @@ def write(folder: Path, vlm: Vlm, places: Mapping[str, Path], **facts: object) -
     text.save_pretrained(folder / LANGUAGE_MODEL)
     ids = set(tokenizer.get_vocab().values())
     added = sorted((ids - known) | {*range(text.vocab_size, max(ids) + 1)})
-    artifacts.write(folder / ADDED_ROWS, added_rows(parts["language_model"], added, len(known)), {})
-    artifacts.write(folder / "mask", {f"grounding.sam.{name}": value for name, value in parts["mask"].tensors().items()}, {})
+    weights.write(folder / ADDED_ROWS, added_rows(parts["language_model"], added, len(known)), {})
+    weights.write(folder / "mask", {f"grounding.sam.{name}": value for name, value in parts["mask"].tensors().items()}, {})
     config = _whole(folder, vlm, tokenizer, text, parts)
     if normalised:
         config.detail_image_mean, config.detail_image_std = normalised

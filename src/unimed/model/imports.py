@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unimed.data.records import SEG
 from unimed.errors import InputError
 from unimed.hashes import dvc_hash
-from unimed.model import adapters, artifacts, assemble, checkpoint
+from unimed.model import adapters, artifacts, assemble, checkpoint, weights
 from unimed.model.checkpoint import Checkpoint, Rules, Shape
 from unimed.model.configuration import UniMedConfig
 from unimed.model.foundations import EMBEDDING, HEAD, LANGUAGE_MODEL
 from unimed.model.low_rank import Fold, low_rank
-from unimed.model.processor import SEG
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.progress import track
 
@@ -81,7 +81,7 @@ def run(source: Path, foundation: Path, out: Path, rank: int) -> dict[str, Fold 
     _check_same(given, folded=bool(wanted))
     seg = seg_id(source) if wanted else 0
     parents = {"foundation": foundation}
-    artifacts.write(places["aligned"], {**_fusions(given.model), **given.starting("model.projector.")}, parents, imported=given.facts)
+    weights.write(places["aligned"], {**_fusions(given.model), **given.starting("model.projector.")}, parents, imported=given.facts)
     folds: dict[str, Fold | None] = {"aligned": None}
     for name in wanted:
         adapter, folds[f"{name}_expert"] = folded(given, EXPERTS[name], rank, f"folding {name}")
@@ -89,7 +89,7 @@ def run(source: Path, foundation: Path, out: Path, rank: int) -> dict[str, Fold 
         facts = {"imported": given.facts, "folded": folds[f"{name}_expert"].facts()}
         parents = {"foundation": foundation, "aligned": places["aligned"]}
         if name == "grounding":
-            artifacts.write(places[name], _pointing(given, seg), parents, **facts)
+            weights.write(places[name], _pointing(given, seg), parents, **facts)
         else:
             artifacts.seal(places[name], parents, **facts)
     return folds

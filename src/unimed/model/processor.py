@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
+from unimed.data.records import REGION
 from unimed.errors import InputError
 from unimed.model.canvas import Grid, choose, cut, squares
 from unimed.model.configuration import UniMedConfig
 from unimed.model.letterbox import Letterbox
 
-IMAGE, REGION, SEG = "<image>", "<region>", "<SEG>"
+IMAGE = "<image>"
 Message = dict[str, Any]
 Size = Sequence[int]
 """Height and width in pixels."""

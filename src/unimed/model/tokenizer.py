@@ -7,8 +7,9 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from unimed.data.records import REGION, SEG
 from unimed.errors import InputError
-from unimed.model.processor import IMAGE, REGION, SEG
+from unimed.model.processor import IMAGE
 
 PAD, USER, ASSISTANT, END = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"
 CHAT_TEMPLATE = (

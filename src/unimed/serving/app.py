@@ -95,7 +95,10 @@ def _region(region: str | MarkedMask, image: Image.Image) -> masks.Pixels:
 
 
 def make(follower: Follower, limits: Limits, metrics: Metrics, token: str = "") -> ASGIApp:
-    """The app; with a token every path but /healthz and its page asks for it. FastAPI's own pages load code from elsewhere and are off."""
+    """The app; with a token every path but /healthz and its page asks for it.
+
+    FastAPI's own pages are off: they would load code from elsewhere.
+    """
     service = Service(follower, limits, metrics)
     app = FastAPI(title="Uni-MedVLM", description=NOTICE, version="1", lifespan=service.running, docs_url=None, redoc_url=None)
     border = Border(app, limits, metrics, token)

@@ -7,12 +7,13 @@ from transformers import AutoConfig, CLIPVisionConfig, ConvNextConfig, PreTraine
 
 from unimed.config import Vlm
 from unimed.data import phantom_text, phantoms
+from unimed.data.records import REGION
 from unimed.errors import InputError
 from unimed.model import foundations
 from unimed.model import tokenizer as tokenizers
 from unimed.model.assemble import Assembled
 from unimed.model.configuration import UniMedConfig, fitting
-from unimed.model.processor import REGION, UniMedProcessor
+from unimed.model.processor import UniMedProcessor
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.origins import StandIn
 from unimed.train import rehearsal_language, rehearsal_vision

@@ -17,10 +17,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from unimed.data import phantom_text
 from unimed.data.phantoms import CLASSES, LESION, Scene
+from unimed.data.records import REGION
 from unimed.model.canvas import NO_TILES, cut
 from unimed.model.configuration import UniMedConfig
 from unimed.model.letterbox import Letterbox
-from unimed.model.processor import REGION, UniMedProcessor
+from unimed.model.processor import UniMedProcessor
 from unimed.model.region import pool
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.origins import StandIn

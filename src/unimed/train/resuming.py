@@ -22,7 +22,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from unimed import job, outputs
 from unimed.errors import STOPPED, InputError
-from unimed.model import artifacts
+from unimed.model import artifacts, weights
 
 KEPT = 2
 """The newest checkpoints that stay."""
@@ -80,7 +80,7 @@ class Resumable(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Give what trains the values of a checkpoint."""
         place = Path(resume_from_checkpoint)
-        artifacts.load(self.model, _tensors(resume_from_checkpoint, "model/"), place)
+        weights.load(self.model, _tensors(resume_from_checkpoint, "model/"), place)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Give optimizer and schedule the state of a checkpoint."""

@@ -12,10 +12,11 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from unimed.data.records import REGION, SEG
 from unimed.data.samples import Sample
 from unimed.errors import InputError
 from unimed.model.packing import Packing
-from unimed.model.processor import IMAGE, REGION, SEG
+from unimed.model.processor import IMAGE
 from unimed.model.tokenizer import special_id
 from unimed.train.batch import IGNORED, Batch, Collator, Piece
 from unimed.train.draws import Draws
