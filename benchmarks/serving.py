@@ -27,9 +27,10 @@ import typer
 from PIL import Image
 
 from unimed import answering, environment, params, predict
-from unimed.config import Foundation, MoeRouter, Vlm
+from unimed.config import MoeRouter, Vlm
 from unimed.errors import InputError
 from unimed.model import adapters, artifacts, assemble, weights
+from unimed.origins import StandIn
 from unimed.train import rehearsal
 
 HOST, CLIENTS, SEED = "127.0.0.1", 32, 0
@@ -57,7 +58,7 @@ def bodies(count: int = 16) -> list[dict]:
 def untrained(root: Path) -> Path:
     """Folders as the stages leave them, of a model of the shape in params.yaml that nobody has trained; gives the router's."""
     numbers = params.load(Path("params.yaml").read_text())
-    made = rehearsal.build(params.parse("vlm", Vlm, numbers), params.parse("foundation", Foundation, numbers), SEED)
+    made = rehearsal.build(params.parse("vlm", Vlm, numbers), params.parse("foundation", StandIn, numbers), SEED)
     parents = {"foundation": root / "foundation"}
     assemble.write_foundation(parents["foundation"], made)
     weights.write(root / "aligned", weights.named(made.model, assemble.ALIGNED), parents)
@@ -126,7 +127,7 @@ class Load:
     async def ask(self, number: int, since: float) -> None:
         """One request; its time counts from when it was due, whatever kept it from being sent."""
         try:
-            reader, writer = self.idle.pop() if self.idle else await asyncio.open_connection(HOST, self.port)
+            reader, writer = self._kept() or await asyncio.open_connection(HOST, self.port)
             writer.write(self.requests[number % len(self.requests)])
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             fields = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line)
@@ -142,6 +143,15 @@ class Load:
             writer.close()
         else:
             self.idle.append((reader, writer))
+
+    def _kept(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """A connection that the server has not closed meanwhile, as it does to those that nothing was asked on for some seconds."""
+        while self.idle:
+            reader, writer = self.idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return None
 
     async def closed(self, seconds: float) -> float:
         """Answers a second when each client asks again as soon as it is answered."""
