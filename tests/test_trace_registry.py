@@ -19,6 +19,7 @@ from unimed.settings import Tracking
 
 pytestmark = pytest.mark.slow
 CHALLENGER = "models:/unimed-medvlm@challenger"
+IMAGE = f"registry.example/train@sha256:{'1' * 64}"
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +29,7 @@ def server(released_project, tmp_path_factory):
     job = Job("align", "0123456789abcdef", {"data/valid/alignment": "0" * 32 + ".dir"}, {"align.max_steps": 600})
     with serving(folder) as uri, pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setenv("UNIMED_IMAGE", IMAGE)
         patch.chdir(released.copied(released_project, tmp_path_factory.mktemp("registered")))
         with tracking.follow(job, Tracking(uri=uri)):
             tracking.register("unimed-align", Path("models/aligned"))
@@ -53,7 +55,7 @@ def test_a_release_is_traced_to_versions_runs_and_params_and_matches(project):
     assert list(tree.faults()) == [] and tree.name.startswith("unimed-medvlm version ")
     assert named(tree, "reasoner").facts["kept as"].startswith("unimed-reasoner version ")
     run = named(tree, "aligned", "run")
-    assert (run.facts["stage"], run.facts["recipe"], run.facts["image"]) == ("align", "0123456789abcdef", "not here")
+    assert (run.facts["stage"], run.facts["recipe"], run.facts["image"]) == ("align", "0123456789abcdef", IMAGE)
     assert named(run, "params").facts == {"align.max_steps": "600"}
     assert {named(tree, name).state for name in ("foundation", "aligned", "reasoner")} == {"verified"}
 

@@ -128,7 +128,7 @@ def _mismatch(name: str, folder: Path, record: Mapping[str, Any], subject: _Subj
 
 def _run(kept: Kept) -> Node:
     """The run that made a part, with its params: as MLflow has it, else as dvc.lock has it."""
-    tags = {"stage": "stage", "recipe": "recipe_key", "git": "git_revision", "image": "image_digest"}
+    tags = {"stage": "stage", "recipe": "recipe_key", "git": "git_revision", "image": "image"}
     facts = {word: kept.tags.get(tag) or NOT_HERE for word, tag in tags.items()}
     numbers = Node("params", dict(sorted(kept.params.items()))) if kept.params else missing("params", {})
     return Node("run", {"id": kept.run, **facts} if kept.run else {}, "" if kept.run else NOT_HERE, children=(numbers,))
