@@ -2,13 +2,14 @@
 
 from unimed import step
 from unimed.config import Ingest
+from unimed.data import exclusions as excluded
 from unimed.data.ingest import write
 from unimed.step import Input, Output
 
 
-def run(raw: Input, shards: Output, tables: Output, seed: int, ingest: Ingest) -> None:
+def run(raw: Input, exclusions: Input, shards: Output, tables: Output, seed: int, ingest: Ingest) -> None:
     """Pack the images that annotations of `raw` name into `shards` and everything said about them into `tables`."""
-    write(raw, shards, tables, seed=seed, ingest=ingest)
+    write(raw, shards, tables, seed=seed, ingest=ingest, excluded=excluded.read(exclusions))
 
 
 if __name__ == "__main__":

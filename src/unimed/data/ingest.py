@@ -1,130 +1,174 @@
-"""A download becomes shards and tables in one pass; what is faulty is left out with a reason, and too much of it is an error."""
+"""A download becomes shards and tables in one pass; what is faulty is left out with a reason, and too much of it is an error.
 
+Memory does not grow with the download: annotations are read entry by entry, images packed one by one, tables joined and sorted on disk.
+"""
+
+import errno
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import pyarrow as pa
+
+from unimed import hashes, job, outputs
 from unimed.config import Ingest
-from unimed.data import pool, shards, splits, tables
-from unimed.data import raw as download
-from unimed.data.links import Links
-from unimed.data.pack import Packed, jobs, pack
-from unimed.data.raw import Fault, Raw
-from unimed.data.records import Record
-from unimed.data.shards import Place
-from unimed.data.tables import Tables
+from unimed.data import kept, plan, pool, raw, sources, splits, sql, tables
+from unimed.data.counts import counts
+from unimed.data.kept import Kept
+from unimed.data.pack import Job, Packed, Packer
+from unimed.data.plan import Plan
+from unimed.data.sources import Download
+from unimed.data.splits import Case
+from unimed.data.tables import CONVERSATIONS, MASKS, QUARANTINE, SAMPLES
 from unimed.errors import InputError
-from unimed.progress import track
+from unimed.progress import Ticker
 
 log = logging.getLogger(__name__)
 _SHOWN = 3
 """Faults quoted in a message."""
 
+_CASES = pa.schema([pa.field(name, pa.string()) for name in ("dataset", "case", "split", "licence")])
+_ORDERED = {
+    "samples": ("""SELECT * FROM rows JOIN cases USING (dataset, "case") ORDER BY dataset, "case", sample_id""", SAMPLES),
+    "masks": ("SELECT * FROM rows ORDER BY mask_id", MASKS),
+    "conversations": ("SELECT * FROM rows ORDER BY sample_id, conversation_id", CONVERSATIONS),
+}
+_GOOD = {"image": "samples", "mask": "masks WHERE instance >= 0", "conversation": "conversations"}
+_FAULTS = "SELECT * FROM planned UNION ALL BY NAME SELECT * FROM faults"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-def write(raw: Path, shards_folder: Path, tables_folder: Path, seed: int, ingest: Ingest) -> None:
-    """Write the shards and tables of the download at `raw`; the same input gives the same bytes.
 
-    Packs the images that annotations name, nothing else. Raises InputError when a file of the layout is missing or malformed, when
-    more than `ingest.max_bad_fraction` of the images, masks or conversations are faulty, or when no conversation is left.
+def write(
+    source: Path, shards_folder: Path, tables_folder: Path, seed: int, ingest: Ingest, excluded: Mapping[Case, str] | None = None
+) -> None:
+    """Write the shards and tables of the download at `source`; the same input gives the same bytes.
+
+    Packs the images that annotations name, nothing else, and none of an `excluded` case. Within a job it goes on after the shards that an
+    interrupted run of the same job finished. Raises InputError when a file of the layout is missing or malformed, when more than
+    `ingest.max_bad_fraction` of the images, masks or conversations are faulty, when no conversation is left, or when the disk is full.
     """
-    found = download.read(raw)
-    todo, faults = jobs(found)
-    faults += found.faults
-    opened = track(pool.ordered(partial(pack, root=raw, max_pixels=ingest.max_pixels), todo), len(todo), "images packed")
-    placed = list(_places(shards.write(shards_folder, _usable(opened, faults), ingest.shard_size_mb * 2**20)))
-    links = Links((item for item, _ in placed), faults)
-    conversations = list(_linked(found.records, links, faults))
-    made = _tables(placed, links, conversations, _licences(found, ingest), _splits(placed, ingest, seed))
-    _refuse_too_many(faults, made, ingest.max_bad_fraction, raw)
-    made.write(tables_folder)
-    quarantine = tables.frame((asdict(fault) for fault in faults), tables.QUARANTINE)
-    tables.write(quarantine, tables.QUARANTINE, tables_folder / "quarantine.parquet", by=("kind", "name", "file", "reason"))
-    tables.write_json(tables_folder / "manifest.json", _manifest(found, made, faults, seed, ingest))
-    log.info("ingest: %s; %d left out", _summary(made), len(faults))
+    with _room(tables_folder), _work(tables_folder) as folder:
+        scratch = folder / "plan"
+        outputs.remove(scratch)
+        scratch.mkdir(parents=True)
+        found = sources.opened(source, scratch)
+        told = {"provenance": raw.provenance(found.root / raw.PROVENANCE), "index_sha256": kept.digest(found.index)}
+        planned = plan.write(found, excluded or {}, scratch)
+        done = _packed(folder, found, planned, ingest)
+        _refuse_too_many(done, planned, ingest.max_bad_fraction, source)
+        licences = {**told["provenance"].get("licences", {}), **ingest.licences}
+        write_tables(done, planned, licences, ingest.split.model_dump(), seed, tables_folder)
+        told |= planned.told | {"parameters": {"seed": seed, "ingest": ingest.model_dump()}}
+        _write_manifest(tables_folder, told)
+        shards_folder.mkdir(parents=True)
+        for shard in done.shards:
+            outputs.link(shard, shards_folder / shard.name)
 
 
-def _usable(opened: Iterable[Packed], faults: list[Fault]) -> Iterator[Packed]:
-    """The images that decode; what is wrong with them and the others is added to `faults`."""
+@contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    """Say in one sentence that the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise InputError(f"{folder}: expected room on the disk, found none ({error}); make some and start again") from error
+    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+        found = str(error).partition("\n")[0]
+        raise InputError(
+            f"{folder}: expected room on the disk for temporary files, found none ({found}); make some and start again"
+        ) from error
+
+
+@contextmanager
+def _work(tables_folder: Path) -> Iterator[Path]:
+    """Where finished shards are kept: with the running job until its outputs are in place, without one for the block."""
+    if place := job.next_checkpoints():
+        place.mkdir(parents=True, exist_ok=True)
+        yield place
+        return
+    tables_folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="ingest-", dir=tables_folder.parent) as folder:
+        yield Path(folder)
+
+
+def _packed(folder: Path, found: Download, planned: Plan, ingest: Ingest) -> Kept:
+    """All shards and rows, those that are there from an interrupted run and the others."""
+    packer = Packer(found.pixels, raw.classes(found.mapping), ingest.max_pixels)
+    shard_bytes = ingest.shard_size_mb * 2**20
+    decides = [hashes.code_hash(Path(__file__).parent), sorted(packer.classes.items()), ingest.max_pixels, shard_bytes]
+    done = Kept(folder, hashlib.sha256(repr(decides).encode()).hexdigest())
+    first, count, work = done.resumed(planned.jobs())
+    opened = pool.batched(partial(_pack, packer), islice(planned.jobs(), count, None))
+    with Ticker(planned.images, "images packed") as ticker:
+        ticker.advance(count)
+        done.fill(_counted(opened, ticker), first, work, shard_bytes)
+    return done
+
+
+def _pack(packer: Packer, jobs: list[Job]) -> list[tuple[Packed, str]]:
+    return list(zip(packer.pack(jobs), map(kept.job_hash, jobs), strict=True))
+
+
+def _counted(opened: Iterator[tuple[Packed, str]], ticker: Ticker) -> Iterator[tuple[Packed, str]]:
     for item in opened:
-        faults.extend(item.faults)
-        if item.sample:
-            yield item
+        yield item
+        ticker.advance()
 
 
-def _places(written: Iterable[tuple[Packed, Place]]) -> Iterator[tuple[Packed, Place]]:
-    """The images without their bytes, which are on disk by now."""
-    for item, place in written:
-        yield replace(item, content=b""), place
-
-
-def _linked(records: Iterable[Record], links: Links, faults: list[Fault]) -> Iterator[dict[str, Any]]:
-    for record in records:
-        try:
-            yield links.conversation(record)
-        except InputError as error:
-            faults.append(Fault(kind="conversation", name=record.conversation_id, file=record.file, reason=str(error)))
-
-
-def _splits(placed: Iterable[tuple[Packed, Place]], ingest: Ingest, seed: int) -> dict[splits.Case, str]:
-    """The split of every case that has a usable image."""
-    return splits.assign(((item.name.dataset, item.name.case) for item, _ in placed), ingest.split.model_dump(), seed)
-
-
-def _licences(found: Raw, ingest: Ingest) -> dict[str, str]:
-    said = found.provenance.get("licences", {})
-    if not isinstance(said, dict) or not all(isinstance(licence, str) for licence in said.values()):
-        raise InputError(f"{found.root / download.PROVENANCE}: expected licences by data set, found {said!r:.80}")
-    return {**said, **ingest.licences}
-
-
-def _tables(
-    placed: list[tuple[Packed, Place]],
-    links: Links,
-    conversations: list[dict[str, Any]],
-    licences: dict[str, str],
-    split: dict[splits.Case, str],
-) -> Tables:
-    def sample(item: Packed, place: Place) -> dict[str, Any]:
-        name = item.name
-        return {**item.sample, **asdict(place), "split": split[name.dataset, name.case], "licence": licences.get(name.dataset, "unknown")}
-
-    return Tables(
-        samples=tables.frame((sample(item, place) for item, place in placed), tables.SAMPLES),
-        masks=tables.frame([*links.masks.values(), *links.unions.values()], tables.MASKS),
-        conversations=tables.frame(conversations, tables.CONVERSATIONS),
-    )
-
-
-def _refuse_too_many(faults: list[Fault], made: Tables, limit: float, raw: Path) -> None:
-    good = {
-        "image": len(made.samples),
-        "mask": sum(instance >= 0 for instance in made.masks["instance"]),
-        "conversation": len(made.conversations),
-    }
+def _refuse_too_many(done: Kept, planned: Plan, limit: float, source: Path) -> None:
     told = []
-    for kind, kept in good.items():
-        bad = [fault.reason for fault in faults if fault.kind == kind]
-        if len(bad) > limit * (len(bad) + kept):
-            told.append(f"{len(bad)} of {len(bad) + kept} {kind}s ({'; '.join(bad[:_SHOWN])})")
+    with sql.opened(planned=planned.faults, faults=done.rows("faults"), **{name: done.rows(name) for name in _ORDERED}) as connection:
+        for kind, query in _GOOD.items():
+            good = connection.sql(f"SELECT count(*) FROM {query}").fetchall()[0][0]
+            bad = connection.sql(f"SELECT count(*) FROM ({_FAULTS}) WHERE kind = '{kind}'").fetchall()[0][0]
+            if bad > limit * (bad + good):
+                first = connection.sql(f"SELECT reason FROM ({_FAULTS}) WHERE kind = '{kind}' LIMIT {_SHOWN}").fetchall()
+                told.append(f"{bad} of {bad + good} {kind}s ({'; '.join(reason for (reason,) in first)})")
     if told:
-        raise InputError(f"{raw}: expected at most {limit:.1%} faulty items of a kind, found {' and '.join(told)}")
-    if not good["conversation"]:
-        raise InputError(f"{raw}: expected at least one usable conversation, found none")
+        raise InputError(f"{source}: expected at most {limit:.1%} faulty items of a kind, found {' and '.join(told)}")
+    if not good:
+        raise InputError(f"{source}: expected at least one usable conversation, found none")
 
 
-def _manifest(found: Raw, made: Tables, faults: list[Fault], seed: int, ingest: Ingest) -> dict[str, Any]:
-    return {
-        "counts": made.counts(),
-        "quarantined": tables.tally(fault.kind for fault in faults),
-        "parameters": {"seed": seed, "ingest": ingest.model_dump()},
-        "provenance": found.provenance,
-        "index_sha256": hashlib.sha256((found.root / download.INDEX).read_bytes()).hexdigest(),
-    }
+def write_tables(done: Kept, planned: Plan, licences: Mapping[str, str], shares: Mapping[str, float], seed: int, folder: Path) -> None:
+    """Write the four tables from the rows of all shards: joined with what the whole collection decides, sorted, memory bounded."""
+    folder.mkdir(parents=True)
+    cases = planned.work.with_name("cases.parquet")
+    with sql.opened(samples=done.rows("samples")) as connection:
+        found = connection.sql('SELECT DISTINCT dataset, "case" FROM samples').fetchall()
+    split = _splits(found, planned.held_out, shares, seed)
+    rows = ((*case, name, licences.get(case[0], "unknown")) for case, name in split.items())
+    sql.write(cases, tables.columns(rows, _CASES), _CASES)
+    for name, (query, schema) in _ORDERED.items():
+        with sql.opened(rows=done.rows(name), cases=cases) as connection:
+            sql.write(folder / f"{name}.parquet", sql.batches(connection, query, schema), schema)
+    with sql.opened(planned=planned.faults, faults=done.rows("faults")) as connection:
+        ordered = f"SELECT * FROM ({_FAULTS}) ORDER BY kind, name, file, reason"
+        sql.write(folder / "quarantine.parquet", sql.batches(connection, ordered, QUARANTINE), QUARANTINE)
 
 
-def _summary(made: Tables) -> str:
-    return f"{len(made.samples)} images, {len(made.masks)} masks, {len(made.conversations)} conversations"
+def _splits(cases: Iterable[Case], held_out: AbstractSet[Case], shares: Mapping[str, float], seed: int) -> dict[Case, str]:
+    """The split of every case that has a usable image: one that a test file speaks of is held out whole, the others are dealt out."""
+    cases = set(cases)
+    return splits.assign(cases - held_out, shares, seed) | dict.fromkeys(cases & held_out, "test")
+
+
+def _write_manifest(folder: Path, told: Mapping[str, Any]) -> None:
+    with sql.opened(**{name: folder / f"{name}.parquet" for name in (*_ORDERED, "quarantine")}) as connection:
+        made = counts(connection)
+        quarantined = dict(connection.sql("SELECT kind, count(*) FROM quarantine GROUP BY 1 ORDER BY 1").fetchall())
+    tables.write_json(folder / "manifest.json", {"counts": made, "quarantined": quarantined, **told})
+    summary = ", ".join(
+        f"{made[name]} {noun}" for name, noun in (("samples", "images"), ("masks", "masks"), ("conversations", "conversations"))
+    )
+    log.info("ingest: %s; %d left out", summary, sum(quarantined.values()))
