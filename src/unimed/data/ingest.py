@@ -7,7 +7,7 @@ import errno
 import hashlib
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from functools import partial
@@ -36,13 +36,23 @@ _SHOWN = 3
 """Faults quoted in a message."""
 
 _CASES = pa.schema([pa.field(name, pa.string()) for name in ("dataset", "case", "split", "licence")])
-_ORDERED = {
-    "samples": ("""SELECT * FROM rows JOIN cases USING (dataset, "case") ORDER BY dataset, "case", sample_id""", SAMPLES),
-    "masks": ("SELECT * FROM rows ORDER BY mask_id", MASKS),
-    "conversations": ("SELECT * FROM rows ORDER BY sample_id, conversation_id", CONVERSATIONS),
+_CASES_OF = 'SELECT DISTINCT dataset, "case" FROM samples'
+_LEFT_OUT = "CREATE VIEW left_out AS SELECT * FROM planned UNION ALL BY NAME SELECT * FROM faults"
+_REASONS = "SELECT reason FROM left_out WHERE kind = ? LIMIT ?"
+"""The first in the order in which they were found, which DuckDB keeps."""
+
+_BAD = "SELECT count(*) FROM left_out WHERE kind = ?"
+_GOOD = {
+    "image": "SELECT count(*) FROM samples",
+    "mask": "SELECT count(*) FROM masks WHERE instance >= 0",
+    "conversation": "SELECT count(*) FROM conversations",
 }
-_GOOD = {"image": "samples", "mask": "masks WHERE instance >= 0", "conversation": "conversations"}
-_FAULTS = "SELECT * FROM planned UNION ALL BY NAME SELECT * FROM faults"
+_TABLES = {
+    "samples": ("""SELECT * FROM samples JOIN cases USING (dataset, "case") ORDER BY dataset, "case", sample_id""", SAMPLES),
+    "masks": ("SELECT * FROM masks ORDER BY mask_id", MASKS),
+    "conversations": ("SELECT * FROM conversations ORDER BY sample_id, conversation_id", CONVERSATIONS),
+    "quarantine": ("SELECT * FROM left_out ORDER BY kind, name, file, reason", QUARANTINE),
+}
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -60,14 +70,19 @@ def write(
         outputs.remove(scratch)
         scratch.mkdir(parents=True)
         found = sources.opened(source, scratch)
-        told = {"provenance": raw.provenance(found.root / raw.PROVENANCE), "index_sha256": kept.digest(found.index)}
+        provenance = raw.provenance(found.root / raw.PROVENANCE)
         planned = plan.write(found, excluded or {}, scratch)
         done = _packed(folder, found, planned, ingest)
-        _refuse_too_many(done, planned, ingest.max_bad_fraction, source)
-        licences = {**told["provenance"].get("licences", {}), **ingest.licences}
-        write_tables(done, planned, licences, ingest.split.model_dump(), seed, tables_folder)
-        told |= planned.told | {"parameters": {"seed": seed, "ingest": ingest.model_dump()}}
-        _write_manifest(tables_folder, told)
+        with sql.opened(planned=planned.faults, **{name: done.rows(name) for name in kept.ROWS}) as rows:
+            rows.execute(_LEFT_OUT)
+            _refuse_too_many(rows, ingest.max_bad_fraction, source)
+            licences = {**provenance.get("licences", {}), **ingest.licences}
+            split = _splits(rows, planned.held_out, ingest.split.model_dump(), seed)
+            write_tables(rows, split, licences, tables_folder)
+        asked = {"seed": seed, "ingest": ingest.model_dump()}
+        _write_manifest(
+            tables_folder, planned.told | {"parameters": asked, "provenance": provenance, "index_sha256": kept.digest(found.index)}
+        )
         shards_folder.mkdir(parents=True)
         for shard in done.shards:
             outputs.link(shard, shards_folder / shard.name)
@@ -125,46 +140,37 @@ def _counted(opened: Iterator[tuple[Packed, str]], ticker: Ticker) -> Iterator[t
         ticker.advance()
 
 
-def _refuse_too_many(done: Kept, planned: Plan, limit: float, source: Path) -> None:
+def _refuse_too_many(rows: duckdb.DuckDBPyConnection, limit: float, source: Path) -> None:
     told = []
-    with sql.opened(planned=planned.faults, faults=done.rows("faults"), **{name: done.rows(name) for name in _ORDERED}) as connection:
-        for kind, query in _GOOD.items():
-            good = connection.sql(f"SELECT count(*) FROM {query}").fetchall()[0][0]
-            bad = connection.sql(f"SELECT count(*) FROM ({_FAULTS}) WHERE kind = '{kind}'").fetchall()[0][0]
-            if bad > limit * (bad + good):
-                first = connection.sql(f"SELECT reason FROM ({_FAULTS}) WHERE kind = '{kind}' LIMIT {_SHOWN}").fetchall()
-                told.append(f"{bad} of {bad + good} {kind}s ({'; '.join(reason for (reason,) in first)})")
+    for kind, query in _GOOD.items():
+        good = rows.sql(query).fetchall()[0][0]
+        bad = rows.execute(_BAD, [kind]).fetchall()[0][0]
+        if bad > limit * (bad + good):
+            first = rows.execute(_REASONS, [kind, _SHOWN]).fetchall()
+            told.append(f"{bad} of {bad + good} {kind}s ({'; '.join(reason for (reason,) in first)})")
     if told:
         raise InputError(f"{source}: expected at most {limit:.1%} faulty items of a kind, found {' and '.join(told)}")
     if not good:
         raise InputError(f"{source}: expected at least one usable conversation, found none")
 
 
-def write_tables(done: Kept, planned: Plan, licences: Mapping[str, str], shares: Mapping[str, float], seed: int, folder: Path) -> None:
-    """Write the four tables from the rows of all shards: joined with what the whole collection decides, sorted, memory bounded."""
+def write_tables(rows: duckdb.DuckDBPyConnection, split: Mapping[Case, str], licences: Mapping[str, str], folder: Path) -> None:
+    """Write the four tables from the rows of all shards: joined with what the whole collection decides, and sorted."""
     folder.mkdir(parents=True)
-    cases = planned.work.with_name("cases.parquet")
-    with sql.opened(samples=done.rows("samples")) as connection:
-        found = connection.sql('SELECT DISTINCT dataset, "case" FROM samples').fetchall()
-    split = _splits(found, planned.held_out, shares, seed)
-    rows = ((*case, name, licences.get(case[0], "unknown")) for case, name in split.items())
-    sql.write(cases, tables.columns(rows, _CASES), _CASES)
-    for name, (query, schema) in _ORDERED.items():
-        with sql.opened(rows=done.rows(name), cases=cases) as connection:
-            sql.write(folder / f"{name}.parquet", sql.batches(connection, query, schema), schema)
-    with sql.opened(planned=planned.faults, faults=done.rows("faults")) as connection:
-        ordered = f"SELECT * FROM ({_FAULTS}) ORDER BY kind, name, file, reason"
-        sql.write(folder / "quarantine.parquet", sql.batches(connection, ordered, QUARANTINE), QUARANTINE)
+    columns = list(zip(*((*case, name, licences.get(case[0], "unknown")) for case, name in split.items()), strict=True))
+    rows.register("cases", pa.table(columns, schema=_CASES))
+    for name, (query, schema) in _TABLES.items():
+        sql.write(folder / f"{name}.parquet", sql.batches(rows, query, schema), schema)
 
 
-def _splits(cases: Iterable[Case], held_out: AbstractSet[Case], shares: Mapping[str, float], seed: int) -> dict[Case, str]:
+def _splits(rows: duckdb.DuckDBPyConnection, held_out: AbstractSet[Case], shares: Mapping[str, float], seed: int) -> dict[Case, str]:
     """The split of every case that has a usable image: one that a test file speaks of is held out whole, the others are dealt out."""
-    cases = set(cases)
-    return splits.assign(cases - held_out, shares, seed) | dict.fromkeys(cases & held_out, "test")
+    cases = set(rows.sql(_CASES_OF).fetchall())
+    return splits.assign(cases - held_out, shares, seed) | dict.fromkeys(sorted(cases & held_out), "test")
 
 
 def _write_manifest(folder: Path, told: Mapping[str, Any]) -> None:
-    with sql.opened(**{name: folder / f"{name}.parquet" for name in (*_ORDERED, "quarantine")}) as connection:
+    with sql.opened(**{name: folder / f"{name}.parquet" for name in _TABLES}) as connection:
         made = counts(connection)
         quarantined = dict(connection.sql("SELECT kind, count(*) FROM quarantine GROUP BY 1 ORDER BY 1").fetchall())
     tables.write_json(folder / "manifest.json", {"counts": made, "quarantined": quarantined, **told})

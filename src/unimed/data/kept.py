@@ -120,9 +120,8 @@ class Kept:
             return None
 
     def _is_whole(self, number: int, seal: dict[str, Any]) -> bool:
-        wrong = [
-            name for name, digest in seal["files"].items() if not (self.folder / name).is_file() or digest(self.folder / name) != digest
-        ]
+        places = {self.folder / name: written for name, written in seal["files"].items()}
+        wrong = [place.name for place, written in places.items() if not place.is_file() or digest(place) != written]
         if wrong:
             log.warning("ingest: shard %d is packed again: expected %s as it was written, found it changed or gone", number, wrong[0])
         return not wrong

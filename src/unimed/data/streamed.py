@@ -125,9 +125,8 @@ class _Text:
         if self.is_whole:
             return False
         if len(self.held) - self.at > MOST_CHARACTERS:
-            raise InputError(
-                f"{self.path}: expected entries of at most {MOST_CHARACTERS} characters, found a longer one in {self._where()}"
-            )
+            where = self._where(self.at)
+            raise InputError(f"{self.path}: expected entries of at most {MOST_CHARACTERS} characters, found a longer one in {where}")
         self.line, self.column = self._place(self.at)
         kept = [self.held[self.at :]]
         pending = len(self.decoder.getstate()[0])
@@ -149,10 +148,11 @@ class _Text:
             return self.line, self.column + position
         return self.line + breaks, position - self.held.rindex("\n", 0, position)
 
-    def _where(self, position: int | None = None) -> str:
-        line, column = self._place(self.at if position is None else position)
+    def _where(self, position: int) -> str:
+        line, column = self._place(position)
         return f"line {line}, column {column}"
 
     def error(self, message: str, position: int | None = None) -> InputError:
         """What is said about JSON that is none, at what comes next or at a place."""
-        return InputError(f"{self.path}: expected JSON, found an error in {self._where(position)}: {message}")
+        where = self._where(self.at if position is None else position)
+        return InputError(f"{self.path}: expected JSON, found an error in {where}: {message}")
