@@ -8,7 +8,6 @@ import hashlib
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping
-from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -20,7 +19,7 @@ import pyarrow as pa
 
 from unimed import hashes, job, outputs
 from unimed.config import Ingest
-from unimed.data import kept, plan, pool, raw, sources, splits, sql, tables
+from unimed.data import duplicates, kept, plan, pool, raw, sources, splits, sql, tables
 from unimed.data.counts import counts
 from unimed.data.kept import Kept
 from unimed.data.pack import Job, Packed, Packer
@@ -77,7 +76,8 @@ def write(
             rows.execute(_LEFT_OUT)
             _refuse_too_many(rows, ingest.max_bad_fraction, source)
             licences = {**provenance.get("licences", {}), **ingest.licences}
-            split = _splits(rows, planned.held_out, ingest.split.model_dump(), seed)
+            cases = rows.sql(_CASES_OF).fetchall()
+            split = splits.assign(cases, ingest.split.model_dump(), seed, duplicates.groups(rows), planned.held_out)
             write_tables(rows, split, licences, tables_folder)
         asked = {"seed": seed, "ingest": ingest.model_dump()}
         _write_manifest(
@@ -161,12 +161,6 @@ def write_tables(rows: duckdb.DuckDBPyConnection, split: Mapping[Case, str], lic
     rows.register("cases", pa.table(columns, schema=_CASES))
     for name, (query, schema) in _TABLES.items():
         sql.write(folder / f"{name}.parquet", sql.batches(rows, query, schema), schema)
-
-
-def _splits(rows: duckdb.DuckDBPyConnection, held_out: AbstractSet[Case], shares: Mapping[str, float], seed: int) -> dict[Case, str]:
-    """The split of every case that has a usable image: one that a test file speaks of is held out whole, the others are dealt out."""
-    cases = set(rows.sql(_CASES_OF).fetchall())
-    return splits.assign(cases - held_out, shares, seed) | dict.fromkeys(sorted(cases & held_out), "test")
 
 
 def _write_manifest(folder: Path, told: Mapping[str, Any]) -> None:

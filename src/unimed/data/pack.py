@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unimed.data import images, links, masks, names
+from unimed.data.fingerprints import fingerprint
 from unimed.data.names import ImageName, MaskName
 from unimed.data.pixels import Pixels
 from unimed.data.raw import Fault
@@ -60,6 +61,7 @@ class Packer:
         sample = {
             "sample_id": name.stem,
             "sha256": hashlib.sha256(content).hexdigest(),
+            "fingerprint": fingerprint(image),
             "height": image.height,
             "width": image.width,
             "modality": name.modality,

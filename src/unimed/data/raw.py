@@ -85,7 +85,7 @@ def _record(row: Any, task: str, file: str, position: int) -> Record | Fault:
 
 def _printable(text: str) -> str:
     """The text with `?` for halves of characters, which no table can hold."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def index(path: Path) -> Iterator[tuple[str, list[str]]]:
@@ -93,7 +93,7 @@ def index(path: Path) -> Iterator[tuple[str, list[str]]]:
     for image, masks in streamed.pairs(path):
         if not isinstance(masks, list) or not all(isinstance(mask, str) for mask in masks):
             raise InputError(f"{path}: expected a list of mask paths under {image!r}, found {masks!r:.80}")
-        yield image, masks
+        yield _printable(image), [_printable(mask) for mask in masks]
 
 
 def classes(path: Path) -> dict[str, dict[int, str]]:
@@ -118,4 +118,5 @@ def _object(path: Path) -> dict[str, Any]:
     value = load(path)
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected an object, found {type(value).__name__}")
+    records.check_texts(value, str(path))
     return value

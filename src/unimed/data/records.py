@@ -66,7 +66,7 @@ def parse(raw: Any, task: str, file: str, position: int) -> Record:
     if not isinstance(raw, dict):
         raise InputError(f"{where}: expected an object, found {_kind(raw)}")
     raw = _omnimed(raw) if "gt_answer" in raw else raw
-    _check_texts(raw, where)
+    check_texts(raw, where)
     image = names.with_ending(_image(raw, where))
     record = Record(
         conversation_id=_text(raw, "id", where) if "id" in raw else f"{names.stem(image)}--{names.stem(file)}--{position}",
@@ -104,16 +104,16 @@ def _omnimed(raw: Mapping[str, Any]) -> dict[str, Any]:
     return kept | {key: value for key, value in renamed.items() if value is not None}
 
 
-def _check_texts(raw: Any, where: str) -> None:
-    """Raise InputError when a text anywhere in a record is too long for a text or holds half a character."""
+def check_texts(raw: Any, where: str) -> None:
+    """Raise InputError when a text anywhere in a value of JSON is longer than any should be or holds half a character."""
     waiting = [raw]
     while waiting:
         value = waiting.pop()
         if isinstance(value, str):
             if len(value) > MOST_CHARACTERS:
                 raise InputError(f"{where}: expected texts of at most {MOST_CHARACTERS} characters, found one of {len(value)}")
-            if not value.isascii() and _SURROGATE.search(value):
-                raise InputError(f"{where}: expected whole characters, found half of one (U+{ord(_SURROGATE.search(value)[0]):04X})")
+            if not value.isascii() and (half := _SURROGATE.search(value)):
+                raise InputError(f"{where}: expected whole characters, found half of one (U+{ord(half[0]):04X})")
         elif isinstance(value, dict):
             waiting += [*value, *value.values()]
         elif isinstance(value, list):

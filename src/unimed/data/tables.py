@@ -26,7 +26,7 @@ def _schema(text: str, int32: str = "", int64: str = "") -> pa.Schema:
     return pa.schema([pa.field(name, kind, nullable=False) for names, kind in kinds for name in names.split()])
 
 
-SAMPLES = _schema("sample_id modality dataset case slice split licence shard sha256", "height width", "offset size")
+SAMPLES = _schema("sample_id modality dataset case slice split licence fingerprint shard sha256", "height width", "offset size")
 MASKS = _schema("mask_id sample_id class_name rle", "class_id instance height width", "area")
 CONVERSATIONS = _schema(
     "conversation_id sample_id task question_type answer_type source turns options solution rationale",
@@ -107,12 +107,20 @@ def write(rows: pd.DataFrame, schema: pa.Schema, path: Path, by: tuple[str, ...]
 def read(path: Path, schema: pa.Schema) -> pd.DataFrame:
     """A Parquet file as a frame. Raises InputError when it is missing, broken or has other columns."""
     try:
-        table = pq.ParquetFile(path).read()
+        return opened(path, schema).read().to_pandas()
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"{path}: expected a Parquet table, found {_first_line(error)}") from error
-    if not table.schema.equals(schema):
-        raise InputError(f"{path}: expected columns {_columns(schema)}, found {_columns(table.schema)}")
-    return table.to_pandas()
+
+
+def opened(path: Path, schema: pa.Schema) -> pq.ParquetFile:
+    """A Parquet file to be read in parts. Raises InputError when it is missing, broken or has other columns."""
+    try:
+        found = pq.ParquetFile(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{path}: expected a Parquet table, found {_first_line(error)}") from error
+    if not found.schema_arrow.equals(schema):
+        raise InputError(f"{path}: expected columns {_columns(schema)}, found {_columns(found.schema_arrow)}")
+    return found
 
 
 def _first_line(error: Exception) -> str:
