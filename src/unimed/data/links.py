@@ -81,11 +81,11 @@ class Links:
         name = names.mask(f"masks_merged/{names.merged(self.sample_id, first['class_id'])}.png")
         if name.stem not in self.unions:
             covered = masks.union([self.masks[mask_id]["rle"] for mask_id in mask_ids], first["height"], first["width"])
-            self.unions[name.stem] = mask_row(name, first["class_name"], covered)
+            self.unions[name.stem] = mask_row(name, first["class_name"], masks.runs(covered))
         return name.stem
 
 
-def mask_row(name: MaskName, class_name: str, mask: masks.Pixels) -> dict[str, Any]:
+def mask_row(name: MaskName, class_name: str, mask: masks.Runs) -> dict[str, Any]:
     """The row of masks.parquet for a mask."""
     return {
         "mask_id": name.stem,
@@ -93,8 +93,8 @@ def mask_row(name: MaskName, class_name: str, mask: masks.Pixels) -> dict[str, A
         "class_id": name.class_id,
         "class_name": class_name,
         "instance": -1 if name.instance is None else name.instance,
-        "height": mask.shape[0],
-        "width": mask.shape[1],
-        "area": int(mask.sum()),
-        "rle": masks.encode(mask),
+        "height": mask.height,
+        "width": mask.width,
+        "area": mask.area,
+        "rle": mask.rle,
     }

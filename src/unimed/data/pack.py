@@ -89,8 +89,9 @@ class Packer:
         if name.image != image.stem or name.instance is None:
             raise InputError(f"{path}: expected the mask of one instance on {image.stem}, found {name.stem!r}")
         mask = masks.from_png(content, path, self.max_pixels)
-        if mask.shape != size:
-            raise InputError(f"{path}: expected {_size(size)} pixels (height x width) like its image, found {_size(mask.shape)}")
+        if (mask.height, mask.width) != size:
+            found = f"{mask.height} x {mask.width}"
+            raise InputError(f"{path}: expected {size[0]} x {size[1]} pixels (height x width) like its image, found {found}")
         return links.mask_row(name, self._class_name(path, name, image.dataset), mask)
 
     def _class_name(self, path: str, name: MaskName, dataset: str) -> str:
@@ -147,7 +148,3 @@ def _unusable(job: Job, name: ImageName | None, paths: Sequence[str], reason: st
         told = f"{record.where}: expected a usable image {job.path}, found it quarantined ({reason})"
         faults.append(Fault("conversation", record.conversation_id, record.file, told))
     return Packed(name.stem if name else job.path, faults=faults)
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(side) for side in shape)
