@@ -1,6 +1,7 @@
 """A download of any size in the layout of SA-Med2D-20M: smooth grey images with a little noise, and four masks on each."""
 
 import json
+from collections.abc import Iterable
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -36,15 +37,26 @@ def write(root: Path, count: int, smallest: int, largest: int) -> Path:
         (root / PIXELS / folder).mkdir(parents=True)
     for _ in pool.ordered(partial(_write_pixels, root / PIXELS, smallest, largest), range(count)):
         pass
+    return annotate(root, count)
+
+
+def annotate(root: Path, count: int) -> Path:
+    """Write the index, the classes and what is said about the first `count` images of a tree; gives `root`."""
     (root / INDEX).write_text(json.dumps({f"images/{stem(number)}.png": masks(number) for number in range(count)}))
     (root / MAPPING).write_text(json.dumps({f"Set{number}": {name: at for at, name in enumerate(CLASSES, 1)} for number in range(4)}))
-    said = [(task, record) for number in range(count) for task, record in _records(number)]
-    for task, rows in groupby(sorted(said, key=lambda pair: pair[0]), key=lambda pair: pair[0]):
+    write_said(root, range(count))
+    return root
+
+
+def write_said(root: Path, numbers: Iterable[int]) -> None:
+    """Write the files with annotations, about the images with these numbers."""
+    told = (item for turn, number in enumerate(numbers) for item in _records(number, turn))
+    said = sorted(told, key=lambda item: item[0])
+    for task, rows in groupby(said, key=lambda item: item[0]):
         pattern = next(annotations.pattern for annotations in ANNOTATIONS if annotations.task == task)
         file = root / pattern.replace("*", "all")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps([record for _, record in rows]))
-    return root
 
 
 def _write_pixels(base: Path, smallest: int, largest: int, number: int) -> None:
@@ -60,8 +72,8 @@ def _write_pixels(base: Path, smallest: int, largest: int, number: int) -> None:
         Image.fromarray(covered.astype(np.uint8) * 255).save(base / path, compress_level=1)
 
 
-def _records(number: int) -> list[tuple[str, dict[str, Any]]]:
-    """What is said about an image: a question about it, and one of the other tasks in turn."""
+def _records(number: int, turn: int) -> list[tuple[str, dict[str, Any]]]:
+    """What is said about an image: a question about it, and one of the other tasks, whose turn it is."""
     image, (first, second, *_) = f"images/{stem(number)}.png", masks(number)
     target = second.replace("masks/", "masks_merged/").replace("_000.png", "_merged.png")
     choice = {
@@ -77,7 +89,7 @@ def _records(number: int) -> list[tuple[str, dict[str, Any]]]:
         "grounding": _said(number, image, "grounding", "Segment the kidney.", f"<SEG><mask>{target}</mask>"),
         "reasoning": choice,
     }
-    task = tuple(others)[number % len(others)]
+    task = tuple(others)[turn % len(others)]
     return [("vqa", _said(number, image, "vqa", "Is there a liver?", "Yes")), (task, others[task])]
 
 

@@ -45,7 +45,7 @@ class Folder:
             descriptor = os.open(_real(self.base, folder) / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
             return b""
-        with open(descriptor, "rb") as stream:
+        with os.fdopen(descriptor, "rb") as stream:
             return stream.read() if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
 
 
