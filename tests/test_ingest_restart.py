@@ -86,10 +86,10 @@ def test_an_ingest_killed_at_any_moment_ends_in_the_bytes_of_one_left_alone(raw,
 
 def filled(raw: Path, folder: Path) -> Path:
     """Where an ingest keeps its work that failed after all shards were done; here for want of a folder for the tables."""
-    with pytest.raises(OSError, match="Not a directory"), job.run(job.Job("ingest", "key")):
-        folder.mkdir(exist_ok=True)
-        os.chdir(folder)
-        (folder / "file").touch()
+    folder.mkdir(exist_ok=True)
+    os.chdir(folder)
+    (folder / "file").touch()
+    with job.run(job.Job("ingest", "key")), pytest.raises(OSError, match="Not a directory"):
         ingest.write(raw, folder / "out" / "shards", folder / "file" / "tables", seed=0, ingest=SETTINGS)
     return folder / "runs" / "ingest-key" / "checkpoints" / "1"
 

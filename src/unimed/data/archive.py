@@ -37,9 +37,9 @@ class Archive:
     noted: Path
     root: str
 
-    def read(self, paths: Sequence[str]) -> list[bytes | InputError]:
+    def read(self, wanted: Sequence[str]) -> list[bytes | InputError]:
         """The bytes of each member, or why it has none that can be used."""
-        return [self._content(path) for path in paths]
+        return [self._content(path) for path in wanted]
 
     def _content(self, path: str) -> bytes | InputError:
         try:
@@ -54,11 +54,11 @@ class Archive:
 
     def entry(self, name: str) -> Entry | None:
         """The entry of a member; None when there is none. Raises InputError when there are several."""
-        wanted = name.encode("utf-8", "replace")
+        named = name.encode("utf-8", "replace")
         hashes, places = _noted(self.noted, (self.noted / _PLACES).stat().st_mtime_ns)
-        first, last = (int(np.searchsorted(hashes, np.uint64(_hash(wanted)), side)) for side in ("left", "right"))
+        first, last = (int(np.searchsorted(hashes, np.uint64(_hash(named)), side)) for side in ("left", "right"))
         entries = [self.directory.entry(int(place)) for place in places[first:last]]
-        found = [entry for entry in entries if entry and entry.name == wanted]
+        found = [entry for entry in entries if entry and entry.name == named]
         if len(found) > 1:
             raise InputError(f"{name}: expected one entry in the archive, found {len(found)}")
         return found[0] if found else None

@@ -52,20 +52,20 @@ def write(done: Kept, planned: Plan, folder: Path, seed: int, ingest: Ingest, ab
         cases = rows.sql(_CASES_OF).fetchall()
         split = splits.assign(cases, ingest.split.model_dump(), seed, duplicates.groups(rows), planned.held_out)
         _write_tables(rows, split, {**about["provenance"].get("licences", {}), **ingest.licences}, folder)
-    _write_manifest(folder, planned.told | about | {"parameters": {"seed": seed, "ingest": ingest.model_dump()}})
+    _write_manifest(folder, {**planned.told, **about, "parameters": {"seed": seed, "ingest": ingest.model_dump()}})
 
 
 def _refuse_too_many(rows: duckdb.DuckDBPyConnection, limit: float, source: Path) -> None:
     told = []
-    for kind, query in _GOOD.items():
-        good = rows.sql(query).fetchall()[0][0]
+    good = {kind: rows.sql(query).fetchall()[0][0] for kind, query in _GOOD.items()}
+    for kind, usable in good.items():
         bad = rows.execute(_BAD, [kind]).fetchall()[0][0]
-        if bad > limit * (bad + good):
+        if bad > limit * (bad + usable):
             first = rows.execute(_REASONS, [kind, _SHOWN]).fetchall()
-            told.append(f"{bad} of {bad + good} {kind}s ({'; '.join(reason for (reason,) in first)})")
+            told.append(f"{bad} of {bad + usable} {kind}s ({'; '.join(reason for (reason,) in first)})")
     if told:
         raise InputError(f"{source}: expected at most {limit:.1%} faulty items of a kind, found {' and '.join(told)}")
-    if not good:
+    if not good["conversation"]:
         raise InputError(f"{source}: expected at least one usable conversation, found none")
 
 

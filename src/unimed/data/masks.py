@@ -56,7 +56,8 @@ def from_png(content: bytes, name: str, max_pixels: int) -> Runs:
 
 def runs(mask: Pixels) -> Runs:
     """The run lengths of a mask's pixels."""
-    return _runs(mask, 0, 0, *mask.shape)[0] if mask.size else Runs(*mask.shape, np.zeros(1, dtype=np.int64))
+    height, width = mask.shape
+    return _runs(mask, 0, 0, height, width)[0] if mask.size else Runs(height, width, np.zeros(1, dtype=np.int64))
 
 
 def _runs(

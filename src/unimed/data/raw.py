@@ -64,7 +64,10 @@ def place(task: str, source: str) -> str:
 
 
 def annotated(root: Path) -> Iterator[tuple[Record | Fault, bool]]:
-    """Each record of each file, or the fault it has, and whether it is held out. Raises InputError when a file is missing or malformed."""
+    """Each record of each file, or the fault it has, and whether it is held out.
+
+    Raises InputError when a file is missing or malformed.
+    """
     for annotations in ANNOTATIONS:
         files = sorted(root.glob(annotations.pattern))
         if not files and not annotations.held_out:

@@ -93,7 +93,10 @@ def from_text(text: str) -> Record:
         Exchange(exchange["question"], exchange["answer"], tuple(exchange["regions"]), tuple(exchange["targets"]))
         for exchange in said["exchanges"]
     )
-    return Record(**{**said, "exchanges": exchanges, "options": tuple(said["options"])})
+    options = tuple(said["options"])
+    return Record(
+        **{name: value for name, value in said.items() if name not in ("exchanges", "options")}, exchanges=exchanges, options=options
+    )
 
 
 def _omnimed(raw: Mapping[str, Any]) -> dict[str, Any]:

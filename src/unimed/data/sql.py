@@ -17,7 +17,12 @@ MEMORY = "2GB"
 ROWS = 2**16
 """Rows of a row group: what a reader of a table holds at least."""
 
-_SETTINGS = {"memory_limit": MEMORY, "autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+_SETTINGS = {
+    "memory_limit": MEMORY,
+    "enable_progress_bar": "false",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+}
 
 
 @contextmanager
@@ -30,6 +35,7 @@ def opened(**tables: Path | Sequence[Path]) -> Iterator[duckdb.DuckDBPyConnectio
         tempfile.TemporaryDirectory(prefix="unimed-sql-") as scratch,
         duckdb.connect(config={**_SETTINGS, "temp_directory": scratch}) as connection,
     ):
+        connection.execute("SET enable_progress_bar = false")  # else it draws on a terminal, beside our own
         for name, path in tables.items():
             _view(connection, name, path)
         yield connection

@@ -2,8 +2,8 @@
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
-from json.decoder import WHITESPACE
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ _SURE = 3
 """Characters that must follow a value: `1` may be the begin of `1e-5` of which the rest is not held yet."""
 
 _VALUE = json.JSONDecoder()
+_BLANK = re.compile(r"[ \t\n\r]*")
 
 
 def load(path: Path) -> Any:
@@ -97,7 +98,8 @@ class _Text:
     def next(self) -> str:
         """The next character that is no white space, which stays the next; empty at the end of the file."""
         while True:
-            self.at = WHITESPACE.match(self.held, self.at).end()
+            if blank := _BLANK.match(self.held, self.at):
+                self.at = blank.end()
             if self.at < len(self.held):
                 return self.held[self.at]
             if not self._more(_CHUNK):
