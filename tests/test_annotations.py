@@ -159,6 +159,13 @@ def test_an_image_that_the_index_has_twice_is_refused(root, tmp_path):
         raw_tree.ingested(root, tmp_path / "out")
 
 
+def test_two_images_of_one_name_are_told_apart_and_the_first_kept(root, tmp_path):
+    edit(root, VQA, lambda rows: rows[0].update(image=f"images/{A}.jpg"))
+    rows = quarantine(raw_tree.ingested(root, tmp_path / "out"))
+    told = f"images/{A}.png: expected a name of its own, found that of images/{A}.jpg"
+    assert told in set(rows["reason"][rows["kind"] == "image"])
+
+
 def test_a_mask_path_without_ending_names_the_mask(root, tmp_path):
     edit(root, INDEX, lambda index: index[f"images/{A}.png"].remove(mask_path(A, "kidney", 1)))
     path = mask_path(A, "kidney", 1).removesuffix(".png")

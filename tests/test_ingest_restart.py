@@ -10,12 +10,13 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import raw_tree
 
 from benchmarks import tree
 from unimed import job, outputs
-from unimed.data import ingest, kept, tables
+from unimed.data import ingest, kept, pool, tables
 from unimed.errors import BAD_INPUT, InputError
 
 SETTINGS = raw_tree.TOLERANT.model_copy(update={"max_pixels": 2**20, "max_bad_fraction": 0.2})
@@ -203,6 +204,20 @@ def test_a_disk_that_is_full_half_way_is_told_in_one_sentence_and_what_is_finish
     monkeypatch.chdir(tmp_path)
     run(raw, tmp_path / "job")
     assert tables.digest(tmp_path / "job" / "out") == whole
+
+
+@pytest.mark.slow
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores for two workers")
+def test_workers_end_with_the_process_that_they_work_for():
+    child = multiprocessing.get_context("fork").Process(target=lambda: list(pool.ordered(time.sleep, [60] * 4, worth=1)))
+    child.start()
+    known: list[psutil.Process] = []
+    while sum("forkserver" in " ".join(process.cmdline()) for process in known) < 3:  # the server and two workers
+        time.sleep(0.05)
+        known = psutil.Process(child.pid).children(recursive=True)
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    assert not psutil.wait_procs(known, timeout=30)[1]
 
 
 def test_kept_rows_hold_all_columns_that_a_shard_can_know():

@@ -17,12 +17,7 @@ MEMORY = "2GB"
 ROWS = 2**16
 """Rows of a row group: what a reader of a table holds at least."""
 
-_SETTINGS = {
-    "memory_limit": MEMORY,
-    "enable_progress_bar": "false",
-    "autoinstall_known_extensions": "false",
-    "autoload_known_extensions": "false",
-}
+_SETTINGS = {"memory_limit": MEMORY, "autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
 
 
 @contextmanager
