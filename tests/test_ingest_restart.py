@@ -90,7 +90,7 @@ def filled(raw: Path, folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     os.chdir(folder)
     (folder / "file").touch()
-    with job.run(job.Job("ingest", "key")), pytest.raises(OSError, match="Not a directory"):
+    with pytest.raises(OSError, match="Not a directory"), job.run(job.Job("ingest", "key")):
         ingest.write(raw, folder / "out" / "shards", folder / "file" / "tables", seed=0, ingest=SETTINGS)
     return folder / "runs" / "ingest-key" / "checkpoints" / "1"
 
