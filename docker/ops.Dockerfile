@@ -16,7 +16,7 @@ RUN sh install.sh --requirements pyproject.toml --extra release --extra serve --
 # Our own code is a small layer of its own, so that an edit moves kilobytes. It is installed in place, as sources: recipe keys and dvc.lock
 # hash those. Any user can read it, whatever the umask of the builder.
 FROM dependencies AS code
-COPY LICENSE NOTICE README.md pyproject.toml dvc.yaml /app/
+COPY LICENSE NOTICE README.md pyproject.toml dvc.yaml exclusions.csv /app/
 COPY src /app/src
 COPY components /app/components
 COPY pipelines /app/pipelines

@@ -20,7 +20,7 @@ from unimed.errors import InputError
 from unimed.hashes import code_hash, dvc_hash, recorded
 
 KEYS = {"desc", "cmd", "deps", "params", "outs", "meta"}
-CODE = ("components/", "src/unimed/")
+CODE = ("components/", "src/unimed/", "exclusions.csv")
 QUANTITY = r"^[1-9]\d*(Mi|Gi|Ti)$"
 PROGRAM = 3
 """Words of a command before its flags: python -m components.NAME."""

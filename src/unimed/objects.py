@@ -2,20 +2,17 @@
 
 import base64
 import hashlib
-import os
 import re
 import time
-from collections.abc import Callable
-from io import BufferedRandom
+from collections.abc import Callable, Iterator
+from io import BufferedIOBase, BufferedRandom
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import botocore.session
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from unimed import s3_faults
+from unimed import s3_client, s3_faults
 from unimed.errors import InputError
 from unimed.s3_faults import UploadEndedError
 
@@ -26,10 +23,6 @@ MOST_PARTS = 10_000
 """S3 takes no more parts than this."""
 
 CHUNK = 2**20
-THREADS = 8
-ATTEMPTS = 6
-"""How often a request is made before its fault is told; AWS_MAX_ATTEMPTS wins over it."""
-
 ABSENT = ("404", "NoSuchKey")
 
 Moved = Callable[[int], None]
@@ -44,8 +37,8 @@ class Objects:
     """
 
     def __init__(self, url: str):
-        self.bucket, self.prefix = _address(url)
-        self.client, self.attempts = _client()
+        self.bucket, self.prefix = s3_client.address(url)
+        self.client, self.attempts = s3_client.client()
         endpoint = urlsplit(self.client.meta.endpoint_url)
         self.place = f"s3://{self.bucket} at {endpoint.scheme}://{endpoint.netloc.rpartition('@')[2]}"  # no name or password in it
         if self._call("list_objects_v2", Prefix=self.prefix, MaxKeys=1).get("Name") != self.bucket:
@@ -63,7 +56,40 @@ class Objects:
     def read(self, name: str) -> bytes | None:
         """A small object's bytes; None when there is none."""
         data = bytearray()
-        return bytes(data) if self._receive(name, 0, data.extend) else None
+        return bytes(data) if self._receive(name, 0, data.extend) is not None else None
+
+    def names(self, prefix: str) -> Iterator[str]:
+        """The names of the objects that begin with `prefix`, in order."""
+        more: dict[str, str] = {}
+        while True:
+            page = self._call("list_objects_v2", Prefix=self.prefix + prefix, **more)
+            yield from (found["Key"].removeprefix(self.prefix) for found in page.get("Contents", []))
+            if not page.get("IsTruncated"):
+                return
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def copy(self, name: str, stream: BufferedIOBase) -> bool:
+        """Fill `stream` with an object's bytes, held against the md5 that S3 keeps; False when there is no such object.
+
+        Of one that went up in parts or under a key of its own S3 keeps none, so of it only the length is known.
+        """
+        for _ in range(2):  # the wire may be at fault: once more from the start
+            whole = _hash()
+            stream.seek(0)
+            stream.truncate()
+
+            def take(chunk: bytes, whole: "hashlib._Hash" = whole) -> None:
+                stream.write(chunk)
+                whole.update(chunk)
+
+            found = self._receive(name, 0, take)
+            if found is None:
+                return False
+            if _kept_md5(found) in (None, whole.hexdigest()):
+                return True
+        raise InputError(
+            f"{self.url(name)}: expected bytes with md5 {_kept_md5(found)}, found others twice; check the network, then try again"
+        )
 
     def write(self, name: str, data: bytes) -> None:
         """Put a small object, in place of one that is there; S3 refuses it if it does not arrive as it was sent."""
@@ -149,23 +175,23 @@ class Objects:
             whole.update(chunk)
             moved(len(chunk))
 
-        if not self._receive(name, start, take):
+        if self._receive(name, start, take) is None:
             raise InputError(f"{self.url(name)}: expected an object, found none; push it, or check the address of the store")
         return whole.hexdigest()
 
-    def _receive(self, name: str, start: int, take: Callable[[bytes], None]) -> bool:
-        """Hand on an object's bytes from `start`, across dropped connections; False when there is no such object."""
+    def _receive(self, name: str, start: int, take: Callable[[bytes], None]) -> dict[str, Any] | None:
+        """Hand on an object's bytes from `start`, across dropped connections; S3's answer, or None when there is no such object."""
         drops = 0
         while True:
             begun = start
             found = self._call("get_object", Key=self.prefix + name, **({"Range": f"bytes={start}-"} if start else {}))
             if found is None:
-                return False
+                return None
             try:
                 for chunk in found["Body"].iter_chunks(CHUNK):
                     take(chunk)
                     start += len(chunk)
-                return True
+                return found
             except BotoCoreError as error:
                 drops = 1 if start > begun else drops + 1
                 if drops == self.attempts:
@@ -193,37 +219,15 @@ def _header(data: bytes) -> str:
     return base64.b64encode(_hash(data).digest()).decode()
 
 
+def _kept_md5(found: dict[str, Any]) -> str | None:
+    """The md5 of an object in S3's answer: its tag, unless it came in parts or was encrypted under a key of its own."""
+    tag = found.get("ETag", "").strip('"')
+    is_other = "SSECustomerAlgorithm" in found or "kms" in found.get("ServerSideEncryption", "")
+    return tag if re.fullmatch("[0-9a-f]{32}", tag) and not is_other else None
+
+
 def _check_unchanged(path: Path, md5: str, found: str) -> None:
     if found != md5:
         raise InputError(
             f"{path}: expected bytes with md5 {md5} as when it was hashed, found {found}; push again once nothing writes to it"
         )
-
-
-def _address(url: str) -> tuple[str, str]:
-    """The bucket and the prefix, which ends in a slash or is empty, of an address."""
-    parts = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/([^\s?#]*))?", url)
-    if not parts:
-        raise InputError(f"store {url.rpartition('@')[2]!r}: expected s3://BUCKET/PREFIX; correct the address")  # no key before an @
-    prefix = (parts[2] or "").strip("/")
-    return parts[1], f"{prefix}/" if prefix else ""
-
-
-def _client() -> tuple[Any, int]:
-    """An S3 client and the attempts it makes; path-style addresses with AWS_ENDPOINT_URL, checksums that every S3 service knows."""
-    # No identity of the machine is meant, and to ask for one takes seconds where there is none.
-    os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
-    session = botocore.session.get_session()
-    try:
-        attempts = session.get_config_variable("max_attempts") or ATTEMPTS
-        config = Config(
-            connect_timeout=10,
-            read_timeout=60,
-            max_pool_connections=THREADS,
-            retries={"mode": "standard", "total_max_attempts": attempts},
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        )
-        return session.create_client("s3", region_name=os.environ.get("AWS_REGION"), config=config), attempts
-    except (BotoCoreError, ValueError) as error:
-        raise InputError(f"store: expected settings for S3 in the AWS_ variables, found {type(error).__name__}; correct them") from None

@@ -6,8 +6,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from unimed.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -27,29 +29,31 @@ def complete(targets: dict[str, Path]) -> Iterator[dict[str, Path]]:
     """Temporary siblings of `targets`, moved into place when the block ends well.
 
     Leftovers of an earlier interruption are removed first. When the block raises, what it wrote stays under `<path>.partial` and the
-    targets are as they were. Raises `FileNotFoundError` when the block did not write one of them. Processes beside the leader write into a
-    folder that is thrown away.
+    targets are as they were. Raises `FileNotFoundError` when the block did not write one of them, and `InputError` when another program is
+    writing one. Processes beside the leader write into a folder that is thrown away.
     """
     if not is_leader():
         with tempfile.TemporaryDirectory() as aside:
             yield {name: Path(aside) / name for name in targets}
         return
     partial = {name: beside(path, ".partial") for name, path in targets.items()}
-    for path in targets.values():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for ending in (".partial", ".replaced"):
-            remove(beside(path, ending))
-    yield partial
-    if missing := [name for name, path in partial.items() if not path.exists()]:
-        raise FileNotFoundError(f"the component returned without writing {missing}")
-    for name, path in targets.items():
-        place(partial[name], path)
+    with ExitStack() as claims:
+        for path in targets.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            claims.enter_context(_claimed(path))
+            for ending in (".partial", ".replaced"):
+                remove(beside(path, ending))
+        yield partial
+        if missing := [name for name, path in partial.items() if not path.exists()]:
+            raise FileNotFoundError(f"the component returned without writing {missing}")
+        for name, path in targets.items():
+            place(partial[name], path)
 
 
 def place(partial: Path, path: Path) -> None:
     """Move a finished file or folder to `path`; what was there goes only once the new one is in place."""
     replaced = beside(path, ".replaced")
-    _flush(partial)
+    flush(partial)
     if path.exists() or path.is_symlink():
         path.replace(replaced)
     partial.replace(path)
@@ -69,6 +73,24 @@ def alone(path: Path) -> Iterator[None]:
                     yield
                 finally:
                     lock.unlink()
+                return
+
+
+@contextmanager
+def _claimed(path: Path) -> Iterator[None]:
+    """Be the one program that writes `path`; the claim ends with the process, however it ends, and is not handed to its children."""
+    lock = beside(path, ".lock")
+    while True:
+        with lock.open("w") as stream:
+            try:
+                fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise InputError(f"{path}: expected no other program that writes it, found one; wait until it has ended") from error
+            if _is_at(lock, stream.fileno()):  # else the one before has just removed it
+                try:
+                    yield
+                finally:
+                    lock.unlink(missing_ok=True)
                 return
 
 
@@ -101,7 +123,8 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have a file or a folder with all its files on the disk, not only in memory, when this returns."""
     for folder, _, files in os.walk(path):
         for file in files:
             _sync(Path(folder, file))

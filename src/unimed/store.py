@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 from unimed import hashes, outputs
 from unimed.errors import InputError
 from unimed.hashes import FOLDER
-from unimed.objects import THREADS, Moved, Objects
+from unimed.objects import Moved, Objects
 from unimed.progress import Ticker
+from unimed.s3_client import THREADS
 
 T = TypeVar("T")
 

@@ -7,6 +7,7 @@ import json
 import string
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,10 @@ def _annotations(whole: Tables, images: Mapping[str, str]) -> dict[str, list[dic
     files: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in whole.conversations.to_dict("records"):
         record = _record(row, images[row["sample_id"]], unions)
-        files[raw.ANNOTATIONS[row["task"]].rpartition("/")[0] + "/" + row["source"]].append(record)
-    for task in raw.ANNOTATIONS.keys() - set(whole.conversations["task"]):
-        files[raw.ANNOTATIONS[task].replace("*", task)] = []
+        files[raw.place(row["task"], row["source"])].append(record)
+    for needed in (needed for needed in raw.ANNOTATIONS if not needed.held_out):
+        if not any(fnmatch(file, needed.pattern) for file in files):
+            files[needed.pattern.replace("*", needed.task)] = []
     return files
 
 

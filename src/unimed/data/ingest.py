@@ -1,130 +1,104 @@
-"""A download becomes shards and tables in one pass; what is faulty is left out with a reason, and too much of it is an error."""
+"""A download becomes shards and tables in one pass; what is faulty is left out with a reason, and too much of it is an error.
 
+Memory does not grow with the download: annotations are read entry by entry, images packed one by one, tables joined and sorted on disk.
+"""
+
+import errno
 import hashlib
-import logging
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
+import duckdb
+
+from unimed import hashes, job, outputs
 from unimed.config import Ingest
-from unimed.data import pool, shards, splits, tables
-from unimed.data import raw as download
-from unimed.data.links import Links
-from unimed.data.pack import Packed, jobs, pack
-from unimed.data.raw import Fault, Raw
-from unimed.data.records import Record
-from unimed.data.shards import Place
-from unimed.data.tables import Tables
+from unimed.data import joined, kept, plan, pool, raw, sources
+from unimed.data.kept import Kept
+from unimed.data.pack import Job, Packed, Packer
+from unimed.data.plan import Plan
+from unimed.data.sources import Download
+from unimed.data.splits import Case
 from unimed.errors import InputError
-from unimed.progress import track
+from unimed.progress import Ticker
 
-log = logging.getLogger(__name__)
-_SHOWN = 3
-"""Faults quoted in a message."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def write(raw: Path, shards_folder: Path, tables_folder: Path, seed: int, ingest: Ingest) -> None:
-    """Write the shards and tables of the download at `raw`; the same input gives the same bytes.
+def write(
+    source: Path, shards_folder: Path, tables_folder: Path, seed: int, ingest: Ingest, excluded: Mapping[Case, str] | None = None
+) -> None:
+    """Write the shards and tables of the download at `source`; the same input gives the same bytes.
 
-    Packs the images that annotations name, nothing else. Raises InputError when a file of the layout is missing or malformed, when
-    more than `ingest.max_bad_fraction` of the images, masks or conversations are faulty, or when no conversation is left.
+    Packs the images that annotations name, nothing else, and none of an `excluded` case. Within a job it goes on after the shards that an
+    interrupted run of the same job finished. Raises InputError when a file of the layout is missing or malformed, when more than
+    `ingest.max_bad_fraction` of the images, masks or conversations are faulty, when no conversation is left, or when the disk is full.
     """
-    found = download.read(raw)
-    todo, faults = jobs(found)
-    faults += found.faults
-    opened = track(pool.ordered(partial(pack, root=raw, max_pixels=ingest.max_pixels), todo), len(todo), "images packed")
-    placed = list(_places(shards.write(shards_folder, _usable(opened, faults), ingest.shard_size_mb * 2**20)))
-    links = Links((item for item, _ in placed), faults)
-    conversations = list(_linked(found.records, links, faults))
-    made = _tables(placed, links, conversations, _licences(found, ingest), _splits(placed, ingest, seed))
-    _refuse_too_many(faults, made, ingest.max_bad_fraction, raw)
-    made.write(tables_folder)
-    quarantine = tables.frame((asdict(fault) for fault in faults), tables.QUARANTINE)
-    tables.write(quarantine, tables.QUARANTINE, tables_folder / "quarantine.parquet", by=("kind", "name", "file", "reason"))
-    tables.write_json(tables_folder / "manifest.json", _manifest(found, made, faults, seed, ingest))
-    log.info("ingest: %s; %d left out", _summary(made), len(faults))
+    with _room(tables_folder), _work(tables_folder) as folder:
+        scratch = folder / "plan"
+        outputs.remove(scratch)
+        scratch.mkdir(parents=True)
+        found = sources.opened(source, scratch)
+        provenance = raw.provenance(found.root / raw.PROVENANCE)
+        planned = plan.write(found, excluded or {}, scratch)
+        done = _packed(folder, found, planned, ingest)
+        about = {"provenance": provenance, "index_sha256": kept.digest(found.index)}
+        joined.write(done, planned, tables_folder, seed, ingest, about, source)
+        shards_folder.mkdir(parents=True)
+        for shard in done.shards:
+            outputs.link(shard, shards_folder / shard.name)
 
 
-def _usable(opened: Iterable[Packed], faults: list[Fault]) -> Iterator[Packed]:
-    """The images that decode; what is wrong with them and the others is added to `faults`."""
+@contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    """Say in one sentence that the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise InputError(f"{folder}: expected room on the disk, found none ({error}); make some and start again") from error
+    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+        found = str(error).partition("\n")[0]
+        raise InputError(
+            f"{folder}: expected room on the disk for temporary files, found none ({found}); make some and start again"
+        ) from error
+
+
+@contextmanager
+def _work(tables_folder: Path) -> Iterator[Path]:
+    """Where finished shards are kept: with the running job until its outputs are in place, without one for the block."""
+    if place := job.next_checkpoints():
+        place.mkdir(parents=True, exist_ok=True)
+        yield place
+        return
+    tables_folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="ingest-", dir=tables_folder.parent) as folder:
+        yield Path(folder)
+
+
+def _packed(folder: Path, found: Download, planned: Plan, ingest: Ingest) -> Kept:
+    """All shards and rows, those that are there from an interrupted run and the others."""
+    packer = Packer(found.pixels, raw.classes(found.mapping), ingest.max_pixels)
+    shard_bytes = ingest.shard_size_mb * 2**20
+    decides = [hashes.code_hash(Path(__file__).parent), sorted(packer.classes.items()), ingest.max_pixels, shard_bytes]
+    done = Kept(folder, hashlib.sha256(repr(decides).encode()).hexdigest())
+    first, count, work = done.resumed(planned.jobs())
+    opened = pool.batched(partial(_pack, packer), islice(planned.jobs(), count, None))
+    with Ticker(planned.images, "images packed") as ticker:
+        ticker.advance(count)
+        done.fill(_counted(opened, ticker), first, work, shard_bytes)
+    return done
+
+
+def _pack(packer: Packer, jobs: list[Job]) -> list[tuple[Packed, str]]:
+    return list(zip(packer.pack(jobs), map(kept.job_hash, jobs), strict=True))
+
+
+def _counted(opened: Iterator[tuple[Packed, str]], ticker: Ticker) -> Iterator[tuple[Packed, str]]:
     for item in opened:
-        faults.extend(item.faults)
-        if item.sample:
-            yield item
-
-
-def _places(written: Iterable[tuple[Packed, Place]]) -> Iterator[tuple[Packed, Place]]:
-    """The images without their bytes, which are on disk by now."""
-    for item, place in written:
-        yield replace(item, content=b""), place
-
-
-def _linked(records: Iterable[Record], links: Links, faults: list[Fault]) -> Iterator[dict[str, Any]]:
-    for record in records:
-        try:
-            yield links.conversation(record)
-        except InputError as error:
-            faults.append(Fault(kind="conversation", name=record.conversation_id, file=record.file, reason=str(error)))
-
-
-def _splits(placed: Iterable[tuple[Packed, Place]], ingest: Ingest, seed: int) -> dict[splits.Case, str]:
-    """The split of every case that has a usable image."""
-    return splits.assign(((item.name.dataset, item.name.case) for item, _ in placed), ingest.split.model_dump(), seed)
-
-
-def _licences(found: Raw, ingest: Ingest) -> dict[str, str]:
-    said = found.provenance.get("licences", {})
-    if not isinstance(said, dict) or not all(isinstance(licence, str) for licence in said.values()):
-        raise InputError(f"{found.root / download.PROVENANCE}: expected licences by data set, found {said!r:.80}")
-    return {**said, **ingest.licences}
-
-
-def _tables(
-    placed: list[tuple[Packed, Place]],
-    links: Links,
-    conversations: list[dict[str, Any]],
-    licences: dict[str, str],
-    split: dict[splits.Case, str],
-) -> Tables:
-    def sample(item: Packed, place: Place) -> dict[str, Any]:
-        name = item.name
-        return {**item.sample, **asdict(place), "split": split[name.dataset, name.case], "licence": licences.get(name.dataset, "unknown")}
-
-    return Tables(
-        samples=tables.frame((sample(item, place) for item, place in placed), tables.SAMPLES),
-        masks=tables.frame([*links.masks.values(), *links.unions.values()], tables.MASKS),
-        conversations=tables.frame(conversations, tables.CONVERSATIONS),
-    )
-
-
-def _refuse_too_many(faults: list[Fault], made: Tables, limit: float, raw: Path) -> None:
-    good = {
-        "image": len(made.samples),
-        "mask": sum(instance >= 0 for instance in made.masks["instance"]),
-        "conversation": len(made.conversations),
-    }
-    told = []
-    for kind, kept in good.items():
-        bad = [fault.reason for fault in faults if fault.kind == kind]
-        if len(bad) > limit * (len(bad) + kept):
-            told.append(f"{len(bad)} of {len(bad) + kept} {kind}s ({'; '.join(bad[:_SHOWN])})")
-    if told:
-        raise InputError(f"{raw}: expected at most {limit:.1%} faulty items of a kind, found {' and '.join(told)}")
-    if not good["conversation"]:
-        raise InputError(f"{raw}: expected at least one usable conversation, found none")
-
-
-def _manifest(found: Raw, made: Tables, faults: list[Fault], seed: int, ingest: Ingest) -> dict[str, Any]:
-    return {
-        "counts": made.counts(),
-        "quarantined": tables.tally(fault.kind for fault in faults),
-        "parameters": {"seed": seed, "ingest": ingest.model_dump()},
-        "provenance": found.provenance,
-        "index_sha256": hashlib.sha256((found.root / download.INDEX).read_bytes()).hexdigest(),
-    }
-
-
-def _summary(made: Tables) -> str:
-    return f"{len(made.samples)} images, {len(made.masks)} masks, {len(made.conversations)} conversations"
+        yield item
+        ticker.advance()

@@ -1,6 +1,7 @@
 """Masks: PNG files in, COCO run-length strings kept, boolean pixels out."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
@@ -14,19 +15,69 @@ _LONGEST_CODE = 6
 """Characters one run length may take: 30 bits, more pixels than any image that is let in."""
 
 
-def from_png(content: bytes, name: str, max_pixels: int) -> Pixels:
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """A mask as lengths of runs, column by column: background and foreground in turn, of which the first may be 0."""
+
+    height: int
+    width: int
+    lengths: Int[np.ndarray, " run"]
+
+    @property
+    def area(self) -> int:
+        """Pixels of the foreground."""
+        return int(self.lengths[1::2].sum())
+
+    @property
+    def rle(self) -> str:
+        """The lengths as COCO's compressed text."""
+        counts = coco.frPyObjects({"size": [self.height, self.width], "counts": self.lengths.tolist()}, self.height, self.width)["counts"]
+        return counts if isinstance(counts, str) else counts.decode("ascii")
+
+
+def from_png(content: bytes, name: str, max_pixels: int) -> Runs:
     """The foreground of a mask file with values {0, 1} or {0, 255}.
 
     Raises InputError naming `name` when the file does not decode, holds colours or other values, or has no foreground.
     """
-    pixels = _one_channel(np.asarray(images.decode(content, name, max_pixels)), name)
-    top = int(pixels.max())
-    if top == 0:
+    image = images.decode(content, name, max_pixels)
+    # What lies around the foreground is most of a mask, and looking at it costs more than all else but decoding.
+    left, top, right, bottom = (image.mode == "L" and image.getbbox()) or (0, 0, *image.size)
+    part = _one_channel(np.asarray(image.crop((left, top, right, bottom))), name)
+    found, values = _runs(part, top, left, image.height, image.width)
+    foreground = set(values.tolist()) - {0}
+    if not foreground:
         raise InputError(f"{name}: expected at least one foreground pixel, found an empty mask")
-    if top not in (1, 255) or np.count_nonzero(pixels) != np.count_nonzero(pixels == top):
-        found = ", ".join(str(value) for value in np.unique(pixels)[:5].tolist())
-        raise InputError(f"{name}: expected values 0 and 1, or 0 and 255, found {found}")
-    return pixels != 0
+    if foreground not in ({1}, {255}):
+        told = ", ".join(str(value) for value in np.unique(np.asarray(image))[:5].tolist())
+        raise InputError(f"{name}: expected values 0 and 1, or 0 and 255, found {told}")
+    return found
+
+
+def runs(mask: Pixels) -> Runs:
+    """The run lengths of a mask's pixels."""
+    height, width = mask.shape
+    return _runs(mask, 0, 0, height, width)[0] if mask.size else Runs(height, width, np.zeros(1, dtype=np.int64))
+
+
+def _runs(
+    part: Shaped[np.ndarray, "rows columns"], top: int, left: int, height: int, width: int
+) -> tuple[Runs, Shaped[np.ndarray, " change"]]:
+    """Run lengths of an image with a part at `top` and `left` and 0 around it, and the values with which runs begin.
+
+    Changes are looked for row by row, as pixels lie: to turn them round first would take longer than all the rest.
+    """
+    rows, columns = part.shape
+    above, below = int(top > 0), int(top + rows < height)
+    framed = np.zeros((above + rows + below, columns + 1), dtype=part.dtype)
+    framed[above : above + rows, :columns] = part
+    row, column = np.divmod(np.flatnonzero(framed[1:] != framed[:-1]), columns + 1)
+    before = np.concatenate([framed[:1, :1] * 0, framed[-1:, :-1]], axis=1)  # the pixel that the top one of each column follows
+    heads = np.flatnonzero(framed[:1] != before)
+    starts = np.concatenate([(left + column) * height + top - above + row + 1, (left + heads) * height])
+    values = np.concatenate([framed[row + 1, column], framed[0, heads]])
+    starts = np.sort(starts[starts < height * width])
+    return Runs(height, width, np.diff(np.concatenate([[0], starts, [height * width]]))), values
 
 
 def _one_channel(pixels: Shaped[np.ndarray, "height width *channels"], name: str) -> Shaped[np.ndarray, "height width"]:
@@ -40,8 +91,7 @@ def _one_channel(pixels: Shaped[np.ndarray, "height width *channels"], name: str
 
 def encode(mask: Pixels) -> str:
     """The mask as COCO compressed run lengths, column by column."""
-    counts = coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"]
-    return counts if isinstance(counts, str) else counts.decode("ascii")
+    return runs(mask).rle
 
 
 def decode(rle: str, height: int, width: int) -> Pixels:

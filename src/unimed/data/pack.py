@@ -1,137 +1,150 @@
-"""One image with its masks, opened once: bytes, measures, run lengths and everything that is wrong with them."""
+"""One image with its masks and all that is said about it, opened once: bytes, rows of the tables and everything that is wrong."""
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from unimed.data import images, masks, names, paths
+from unimed.data import images, links, masks, names
+from unimed.data.fingerprints import fingerprint
 from unimed.data.names import ImageName, MaskName
-from unimed.data.raw import PIXELS, Fault, Raw
-from unimed.data.records import Exchange
+from unimed.data.pixels import Pixels
+from unimed.data.raw import Fault
+from unimed.data.records import Exchange, Record
 from unimed.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """An image to open with its masks; `classes` are the class names of its data set by id."""
+    """An image that records name, to be opened with its masks; `listed` are those of the index, `twin` another path of its name."""
 
-    name: ImageName
     path: str
-    masks: tuple[str, ...]
-    classes: dict[int, str]
+    listed: tuple[str, ...]
+    records: tuple[Record, ...]
+    twin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
     """What was found: bytes and rows of the tables, without the columns that only the whole collection decides."""
 
-    name: ImageName
+    sample_id: str
     content: bytes = b""
-    sample: dict[str, Any] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
     masks: list[dict[str, Any]] = field(default_factory=list)
+    conversations: list[dict[str, Any]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
 
-    @property
-    def sample_id(self) -> str:
-        """The image's stem: its id in all tables and its name in the shard."""
-        return self.name.stem
 
+@dataclass(frozen=True, slots=True)
+class Packer:
+    """How jobs are done: where pixels come from, class names by data set and id, and the most pixels that are let in."""
 
-def jobs(raw: Raw) -> tuple[list[Job], list[Fault]]:
-    """A job for each image that a record names, in the order of the shards, and the images whose names cannot be used."""
-    wanted: dict[str, dict[str, None]] = defaultdict(dict)
-    for record in raw.records:
-        wanted[record.image].update(dict.fromkeys(_instances(record.exchanges)))
-    found: dict[str, Job] = {}
-    faults: list[Fault] = []
-    for path in sorted(wanted):
+    pixels: Pixels
+    classes: Mapping[str, Mapping[int, str]]
+    max_pixels: int
+
+    def pack(self, jobs: Sequence[Job]) -> list[Packed]:
+        """What each job finds, in order. Faults are part of the answer; masks and conversations of a faulty image are faulty too."""
+        named = [_named(job) for job in jobs]
+        wanted = dict.fromkeys(path for job, (name, paths) in zip(jobs, named, strict=True) if name for path in (job.path, *paths))
+        found = dict(zip(wanted, self.pixels.read(list(wanted)), strict=True))
+        return [self._pack(job, name, paths, found) for job, (name, paths) in zip(jobs, named, strict=True)]
+
+    def _pack(self, job: Job, name: ImageName | None, paths: Sequence[str], found: Mapping[str, bytes | InputError]) -> Packed:
         try:
-            name = names.image(path)
+            name = name or _image_name(job)
+            content = _content(found, job.path)
+            image = images.decode(content, job.path, self.max_pixels)
         except InputError as error:
-            faults.append(Fault("image", path, path, str(error)))
-            continue
-        named = [mask for mask in wanted[path] if names.mask(mask).image == name.stem]
-        listed = {names.stem(mask): mask for mask in (*named, *raw.index.get(path, []))}
-        job = Job(name, path, tuple(listed[stem] for stem in sorted(listed)), raw.classes.get(name.dataset, {}))
-        if (first := found.setdefault(name.stem, job)) is not job:
-            faults.append(Fault("image", path, path, f"{path}: expected a name of its own, found that of {first.path}"))
-    return sorted(found.values(), key=lambda job: (job.name.dataset, job.name.case, job.name.stem)), faults
-
-
-def _instances(exchanges: Iterable[Exchange]) -> Iterator[str]:
-    """Mask paths of well-formed instance masks; what is wrong with the others is said where the record is resolved."""
-    for exchange in exchanges:
-        for path in (*exchange.regions, *exchange.targets):
+            return _unusable(job, name, paths, str(error))
+        sample = {
+            "sample_id": name.stem,
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "fingerprint": fingerprint(image),
+            "height": image.height,
+            "width": image.width,
+            "modality": name.modality,
+            "dataset": name.dataset,
+            "case": name.case,
+            "slice": name.slice,
+        }
+        packed = Packed(name.stem, content, [sample])
+        for path in paths:
             try:
-                if names.mask(path).instance is not None:
-                    yield path
-            except InputError:
-                continue
+                packed.masks.append(self._mask_row(path, _content(found, path), name, (image.height, image.width)))
+            except InputError as error:
+                packed.faults.append(Fault("mask", names.stem(path), path, str(error)))
+        said = links.Links(name.stem, packed.masks, packed.faults)
+        for record in job.records:
+            try:
+                packed.conversations.append(said.conversation(record))
+            except InputError as error:
+                packed.faults.append(Fault("conversation", record.conversation_id, record.file, str(error)))
+        packed.masks.extend(said.unions.values())
+        return packed
+
+    def _mask_row(self, path: str, content: bytes, image: ImageName, size: tuple[int, int]) -> dict[str, Any]:
+        name = names.mask(path)
+        if name.image != image.stem or name.instance is None:
+            raise InputError(f"{path}: expected the mask of one instance on {image.stem}, found {name.stem!r}")
+        mask = masks.from_png(content, path, self.max_pixels)
+        if (mask.height, mask.width) != size:
+            found = f"{mask.height} x {mask.width}"
+            raise InputError(f"{path}: expected {size[0]} x {size[1]} pixels (height x width) like its image, found {found}")
+        return links.mask_row(name, self._class_name(path, name, image.dataset), mask)
+
+    def _class_name(self, path: str, name: MaskName, dataset: str) -> str:
+        classes = self.classes.get(dataset, {})
+        if name.class_id not in classes:
+            known = ", ".join(str(number) for number in sorted(classes)) or "none"
+            raise InputError(f"{path}: expected a class id that the mapping has for {dataset} ({known}), found {name.class_id}")
+        return classes[name.class_id]
 
 
-def pack(job: Job, root: Path, max_pixels: int) -> Packed:
-    """Open an image and its masks. Faults are part of the answer; masks of a faulty image are faulty too."""
-    base = root / PIXELS
+def _named(job: Job) -> tuple[ImageName | None, list[str]]:
+    """What an image's name says and the paths of its masks, by name; none for an image whose name cannot be used."""
     try:
-        content = paths.content(base, job.path)
-        width, height = images.decode(content, job.path, max_pixels).size
-    except InputError as error:
-        reason = f"expected a usable image {job.name.stem}, found it quarantined"
-        orphans = [Fault("mask", names.stem(path), path, f"{path}: {reason}") for path in job.masks]
-        return Packed(job.name, faults=[Fault("image", job.name.stem, job.path, str(error)), *orphans])
-    sample = {
-        "sample_id": job.name.stem,
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "height": height,
-        "width": width,
-        "modality": job.name.modality,
-        "dataset": job.name.dataset,
-        "case": job.name.case,
-        "slice": job.name.slice,
-    }
-    packed = Packed(job.name, content, sample)
-    for path in job.masks:
+        name = _image_name(job)
+    except InputError:
+        return None, []
+    listed = {names.stem(path): path for path in (*_instances(job.records, name.stem), *job.listed)}
+    return name, [listed[stem] for stem in sorted(listed)]
+
+
+def _image_name(job: Job) -> ImageName:
+    name = names.image(job.path)
+    if job.twin:
+        raise InputError(f"{job.path}: expected a name of its own, found that of {job.twin}")
+    return name
+
+
+def _instances(records: Sequence[Record], stem: str) -> Iterator[str]:
+    """Mask paths of well-formed instance masks of the image; what is wrong with others is said where the record is resolved."""
+    exchanges: list[Exchange] = [exchange for record in records for exchange in record.exchanges]
+    for path in (path for exchange in exchanges for path in (*exchange.regions, *exchange.targets)):
         try:
-            packed.masks.append(_mask_row(job, path, base, max_pixels, (height, width)))
-        except InputError as error:
-            packed.faults.append(Fault("mask", names.stem(path), path, str(error)))
-    return packed
+            path = names.with_ending(path)
+            name = names.mask(path)
+        except InputError:
+            continue
+        if name.instance is not None and name.image == stem:
+            yield path
 
 
-def _mask_row(job: Job, path: str, base: Path, max_pixels: int, size: tuple[int, int]) -> dict[str, Any]:
-    name = names.mask(path)
-    if name.image != job.name.stem or name.instance is None:
-        raise InputError(f"{path}: expected the mask of one instance on {job.name.stem}, found {name.stem!r}")
-    mask = masks.from_png(paths.content(base, path), path, max_pixels)
-    if mask.shape != size:
-        raise InputError(f"{path}: expected {_size(size)} pixels (height x width) like its image, found {_size(mask.shape)}")
-    return mask_row(name, _class_name(job, path, name), mask)
+def _content(found: Mapping[str, bytes | InputError], path: str) -> bytes:
+    content = found[path]
+    if isinstance(content, InputError):
+        raise content
+    return content
 
 
-def _size(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(side) for side in shape)
-
-
-def _class_name(job: Job, path: str, name: MaskName) -> str:
-    if name.class_id not in job.classes:
-        known = ", ".join(str(number) for number in sorted(job.classes)) or "none"
-        raise InputError(f"{path}: expected a class id that the mapping has for {job.name.dataset} ({known}), found {name.class_id}")
-    return job.classes[name.class_id]
-
-
-def mask_row(name: MaskName, class_name: str, mask: masks.Pixels) -> dict[str, Any]:
-    """The row of masks.parquet for a mask."""
-    return {
-        "mask_id": name.stem,
-        "sample_id": name.image,
-        "class_id": name.class_id,
-        "class_name": class_name,
-        "instance": -1 if name.instance is None else name.instance,
-        "height": mask.shape[0],
-        "width": mask.shape[1],
-        "area": int(mask.sum()),
-        "rle": masks.encode(mask),
-    }
+def _unusable(job: Job, name: ImageName | None, paths: Sequence[str], reason: str) -> Packed:
+    """The faults of an image that cannot be used, and of all that hangs on it."""
+    quarantined = f"expected a usable image {name.stem if name else job.path}, found it quarantined"
+    faults = [Fault("image", name.stem if name else job.path, job.path, reason)]
+    faults += [Fault("mask", names.stem(path), path, f"{path}: {quarantined}") for path in paths]
+    for record in job.records:
+        told = f"{record.where}: expected a usable image {job.path}, found it quarantined ({reason})"
+        faults.append(Fault("conversation", record.conversation_id, record.file, told))
+    return Packed(name.stem if name else job.path, faults=faults)

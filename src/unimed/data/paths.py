@@ -22,6 +22,9 @@ def inside(root: Path, relative: str) -> Path:
 def content(root: Path, relative: str) -> bytes:
     """The bytes of a file under `root`. Raises InputError when the path leaves `root` or is no file."""
     path = inside(root, relative)
-    if not path.is_file():
-        raise InputError(f"{relative}: expected a file, found {'a folder' if path.is_dir() else 'none'}")
-    return path.read_bytes()
+    try:
+        if not path.is_file():
+            raise InputError(f"{relative}: expected a file, found {'a folder' if path.is_dir() else 'none'}")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{relative}: expected a file that can be read, found {error.strerror}") from error

@@ -1,24 +1,64 @@
-"""Many small jobs on all cores, with results in the order of the jobs."""
+"""Many small jobs on all cores, with results in the order of the jobs and few of either in memory."""
 
+import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from functools import partial
+from itertools import chain, islice
+from multiprocessing.connection import wait
 from typing import TypeVar
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 _WORTH_A_WORKER = 256
 """Jobs of about a millisecond each that pay for starting one more process."""
-_BATCH = 4096
-"""Jobs handed out at once; bounds how many results wait in memory."""
+_BATCH = 8
+"""Jobs handed to a process at once."""
 
 
-def ordered(function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
-    """The result of each job, in order; in this process when there are few."""
-    workers = min(os.cpu_count() or 1, len(jobs) // _WORTH_A_WORKER)
+def ordered(function: Callable[[Job], Result], jobs: Iterable[Job], worth: int = _WORTH_A_WORKER) -> Iterator[Result]:
+    """The result of each job, in order; in this process when there are fewer than twice the jobs that are `worth` a process."""
+    return batched(partial(_each, function), jobs, worth)
+
+
+def _each(function: Callable[[Job], Result], jobs: list[Job]) -> list[Result]:
+    return [function(job) for job in jobs]
+
+
+def batched(function: Callable[[list[Job]], list[Result]], jobs: Iterable[Job], worth: int = _WORTH_A_WORKER) -> Iterator[Result]:
+    """The same of a function that takes several jobs at once and gives their results."""
+    jobs = iter(jobs)
+    cores = os.cpu_count() or 1
+    first = list(islice(jobs, cores * worth))
+    workers = min(cores, len(first) // worth)
+    batches = _batches(chain(first, jobs), max(1, min(worth, _BATCH)))
     if workers < 2:
-        yield from map(function, jobs)
+        yield from chain.from_iterable(map(function, batches))
         return
-    with ProcessPoolExecutor(workers) as pool:
-        for start in range(0, len(jobs), _BATCH):
-            yield from pool.map(function, jobs[start : start + _BATCH], chunksize=32)
+    # Not forked from here: this process has threads, whose locks a fork would copy as they happen to be.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("forkserver"), initializer=_end_with_parent)
+    try:
+        waiting: deque[Future[list[Result]]] = deque()
+        for batch in batches:
+            waiting.append(pool.submit(function, batch))
+            if len(waiting) > 2 * workers:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _batches(jobs: Iterator[Job], size: int) -> Iterator[list[Job]]:
+    while batch := list(islice(jobs, size)):
+        yield batch
+
+
+def _end_with_parent() -> None:
+    """Have this process end when the one it works for was killed, which leaves no other trace here."""
+    parent = multiprocessing.parent_process()
+    if parent:
+        threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()

@@ -1,27 +1,48 @@
-"""The layout a user downloads: SA-Med2D-20M's folders and index, MeCoVQA, captions and multiple choice, read into records."""
+"""The layout a user downloads: SA-Med2D-20M's folders and index, MeCoVQA, captions and multiple choice, read entry by entry."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from unimed.data import records
+from unimed.data import records, streamed
 from unimed.data.records import Record
+from unimed.data.streamed import load
 from unimed.errors import InputError
 
 PIXELS = "SAMed2Dv1"
 INDEX = f"{PIXELS}/SAMed2D_v1.json"
 MAPPING = f"{PIXELS}/SAMed2D_v1_class_mapping_id.json"
 PROVENANCE = "provenance.json"
-ANNOTATIONS = {
-    "alignment": "alignment/*.json",
-    "vqa": "MeCoVQA/train/MeCoVQA-Complex.json",
-    "region": "MeCoVQA/train/MeCoVQA-Region.json",
-    "grounding": "MeCoVQA/train/MeCoVQA-Grounding.json",
-    "reasoning": "reasoning/*.json",
-}
-"""Where the records of each task lie, relative to the root."""
+
+
+@dataclass(frozen=True, slots=True)
+class Annotations:
+    """Files of one task: `pattern` is relative to the root; what `held_out` files speak of must never train and may be absent."""
+
+    task: str
+    pattern: str
+    held_out: bool = False
+
+    @property
+    def folder(self) -> str:
+        """Where the files lie, relative to the root."""
+        return self.pattern.rpartition("/")[0]
+
+
+ANNOTATIONS = (
+    Annotations("alignment", "alignment/*.json"),
+    Annotations("vqa", "MeCoVQA/train/MeCoVQA-Complex.json"),
+    Annotations("region", "MeCoVQA/train/MeCoVQA-Region.json"),
+    Annotations("grounding", "MeCoVQA/train/MeCoVQA-Grounding.json"),
+    Annotations("reasoning", "reasoning/*.json"),
+    Annotations("vqa", "MeCoVQA/test/MeCoVQA_Complex_VQA_test.json", held_out=True),
+    Annotations("region", "MeCoVQA/test/MeCoVQA_Region_VQA_test.json", held_out=True),
+    Annotations("grounding", "MeCoVQA/test/MeCoVQA_Grounding_test.json", held_out=True),
+    Annotations("grounding", "MeCoVQA/zeroshot4grounding/*.json", held_out=True),
+)
+"""Where the records of each task lie, in the order in which they are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,87 +55,27 @@ class Fault:
     reason: str
 
 
-@dataclass(frozen=True)
-class Raw:
-    """What a download says: masks by image path, class names by data set and id, records, and the records that cannot be read."""
-
-    root: Path
-    index: dict[str, list[str]]
-    classes: dict[str, dict[int, str]]
-    provenance: dict[str, Any]
-    records: list[Record]
-    faults: list[Fault]
+def place(task: str, source: str) -> str:
+    """Where a file of this name and task lies in the layout. Raises InputError when the layout has no such place."""
+    for annotations in ANNOTATIONS:
+        if annotations.task == task and fnmatch(source, annotations.pattern.rpartition("/")[2]):
+            return f"{annotations.folder}/{source}"
+    raise InputError(f"{source}: expected the name of a file with annotations for {task!r}, found another")
 
 
-def read(root: Path) -> Raw:
-    """Everything but the pixels. Raises InputError when a file or folder is missing, is no JSON, or is built otherwise.
+def annotated(root: Path) -> Iterator[tuple[Record | Fault, bool]]:
+    """Each record of each file, or the fault it has, and whether it is held out.
 
-    Records that are faulty on their own are given back as faults.
+    Raises InputError when a file is missing or malformed.
     """
-    for folder in (root, root / PIXELS / "images", root / PIXELS / "masks"):
-        if not folder.is_dir():
-            raise InputError(f"{folder}: expected a folder, found {'a file' if folder.exists() else 'none'}")
-    good, faults = _distinct(_records(root))
-    return Raw(
-        root=root,
-        index=_index(root / INDEX),
-        classes=_classes(root / MAPPING),
-        provenance=_object(root / PROVENANCE) if (root / PROVENANCE).exists() else {},
-        records=good,
-        faults=faults,
-    )
-
-
-def load(path: Path) -> Any:
-    """The value of a JSON file. Raises InputError with file, line and column when it is missing or malformed."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: expected JSON, found an error in line {error.lineno}, column {error.colno}: {error.msg}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected JSON in UTF-8, found byte {error.object[error.start]:#x} at {error.start}") from error
-    except RecursionError as error:
-        raise InputError(f"{path}: expected JSON with few levels, found too many") from error
-    except OSError as error:
-        raise InputError(f"{path}: expected a JSON file, found {error.strerror}") from error
-
-
-def _object(path: Path) -> dict[str, Any]:
-    value = load(path)
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected an object, found {type(value).__name__}")
-    return value
-
-
-def _index(path: Path) -> dict[str, list[str]]:
-    index = _object(path)
-    for image, masks in index.items():
-        if not isinstance(masks, list) or not all(isinstance(mask, str) for mask in masks):
-            raise InputError(f"{path}: expected a list of mask paths under {image!r}, found {masks!r:.80}")
-    return index
-
-
-def _classes(path: Path) -> dict[str, dict[int, str]]:
-    """Class names by data set and id; ids mean something within their data set only."""
-    mapping = _object(path)
-    for dataset, classes in mapping.items():
-        if not isinstance(classes, dict) or not all(isinstance(number, int) for number in classes.values()):
-            raise InputError(f"{path}: expected class names with whole numbers under {dataset!r}, found {classes!r:.80}")
-    return {dataset: {number: name for name, number in classes.items()} for dataset, classes in mapping.items()}
-
-
-def _records(root: Path) -> Iterator[Record | Fault]:
-    for task, pattern in ANNOTATIONS.items():
-        files = sorted(root.glob(pattern))
-        if not files:
-            raise InputError(f"{root / pattern}: expected annotations for {task!r}, found no such file")
+    for annotations in ANNOTATIONS:
+        files = sorted(root.glob(annotations.pattern))
+        if not files and not annotations.held_out:
+            raise InputError(f"{root / annotations.pattern}: expected annotations for {annotations.task!r}, found no such file")
         for file in files:
-            rows = load(file)
-            if not isinstance(rows, list):
-                raise InputError(f"{file}: expected a list of records, found {type(rows).__name__}")
             name = file.relative_to(root).as_posix()
-            for position, row in enumerate(rows):
-                yield _record(row, task, name, position)
+            for position, row in enumerate(streamed.items(file)):
+                yield _record(row, annotations.task, name, position), annotations.held_out
 
 
 def _record(row: Any, task: str, file: str, position: int) -> Record | Fault:
@@ -122,17 +83,43 @@ def _record(row: Any, task: str, file: str, position: int) -> Record | Fault:
         return records.parse(row, task=task, file=file, position=position)
     except InputError as error:
         name = row.get("id") if isinstance(row, dict) else None
-        return Fault(kind="conversation", name=str(name or f"record {position}"), file=file, reason=str(error))
+        return Fault("conversation", _printable(str(name or f"record {position}")), file, _printable(str(error)))
 
 
-def _distinct(found: Iterator[Record | Fault]) -> tuple[list[Record], list[Fault]]:
-    """Records and faults; of records with the same id the first stays."""
-    first: dict[str, Record] = {}
-    faults: list[Fault] = []
-    for item in found:
-        if isinstance(item, Fault):
-            faults.append(item)
-        elif (known := first.setdefault(item.conversation_id, item)) is not item:
-            reason = f"{item.where}: expected an id of its own, found {item.conversation_id!r} as in {known.where}"
-            faults.append(Fault(kind="conversation", name=item.conversation_id, file=item.file, reason=reason))
-    return list(first.values()), faults
+def _printable(text: str) -> str:
+    """The text with `?` for halves of characters, which no table can hold."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def index(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each image of the index with its mask paths. Raises InputError when the file is missing, malformed or built otherwise."""
+    for image, masks in streamed.pairs(path):
+        if not isinstance(masks, list) or not all(isinstance(mask, str) for mask in masks):
+            raise InputError(f"{path}: expected a list of mask paths under {image!r}, found {masks!r:.80}")
+        yield _printable(image), [_printable(mask) for mask in masks]
+
+
+def classes(path: Path) -> dict[str, dict[int, str]]:
+    """Class names by data set and id; ids mean something within their data set only."""
+    mapping = _object(path)
+    for dataset, named in mapping.items():
+        if not isinstance(named, dict) or not all(isinstance(number, int) for number in named.values()):
+            raise InputError(f"{path}: expected class names with whole numbers under {dataset!r}, found {named!r:.80}")
+    return {dataset: {number: name for name, number in named.items()} for dataset, named in mapping.items()}
+
+
+def provenance(path: Path) -> dict[str, Any]:
+    """What the download says of itself, empty when it says nothing; `licences` in it are by data set."""
+    said = _object(path) if path.exists() else {}
+    licences = said.get("licences", {})
+    if not isinstance(licences, dict) or not all(isinstance(licence, str) for licence in licences.values()):
+        raise InputError(f"{path}: expected licences by data set, found {licences!r:.80}")
+    return said
+
+
+def _object(path: Path) -> dict[str, Any]:
+    value = load(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected an object, found {type(value).__name__}")
+    records.check_texts(value, str(path))
+    return value

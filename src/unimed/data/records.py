@@ -1,13 +1,14 @@
 """One annotation record as it was downloaded, taken apart: clean text here, paths of images and masks there.
 
 MeCoVQA marks a region as `<region>path</region>` in a question and a target as `<SEG><mask>path</mask>` in an answer; LLaVA-Med's
-captions are the same without marks; multiple choice has its own keys (MedVLM-R1).
+captions are the same without marks; multiple choice has its own keys (MedVLM-R1's, or OmniMedVQA's).
 """
 
+import json
 import re
 import string
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from unimed.data import names
@@ -16,8 +17,15 @@ from unimed.errors import InputError
 SEG = "<SEG>"
 REGION = "<region>"
 ANSWER_TYPES = ("", "CLOSED", "OPEN")
+MOST_CHARACTERS = 2**16
+"""Characters of one text of a record: far above any answer, far below what would fill a table."""
+
+_TURNS = ("conversations", "conversatons")
+"""The key of the turns, and how LLaVA-Med's file of captions spells it."""
+
 _REGION = re.compile(r"<region>\s*([^<>]*?)\s*</region>")
 _TARGET = re.compile(r"<mask>\s*([^<>]*?)\s*</mask>")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _LETTER = re.compile(r"(?:<answer>)?\s*([A-Z])\s*(?:</answer>)?")
 
 
@@ -57,6 +65,8 @@ def parse(raw: Any, task: str, file: str, position: int) -> Record:
     where = f"{file}, record {position}"
     if not isinstance(raw, dict):
         raise InputError(f"{where}: expected an object, found {_kind(raw)}")
+    raw = _omnimed(raw) if "gt_answer" in raw else raw
+    check_texts(raw, where)
     image = names.with_ending(_image(raw, where))
     record = Record(
         conversation_id=_text(raw, "id", where) if "id" in raw else f"{names.stem(image)}--{names.stem(file)}--{position}",
@@ -69,6 +79,48 @@ def parse(raw: Any, task: str, file: str, position: int) -> Record:
         answer_type=_answer_type(raw, where),
     )
     return _multiple_choice(raw, record) if task == "reasoning" else replace(record, exchanges=_exchanges(raw, where))
+
+
+def as_text(record: Record) -> str:
+    """The record as JSON, for a table of records."""
+    return json.dumps(asdict(record), ensure_ascii=False)
+
+
+def from_text(text: str) -> Record:
+    """The record that `as_text` made a text of."""
+    said = json.loads(text)
+    exchanges = tuple(
+        Exchange(exchange["question"], exchange["answer"], tuple(exchange["regions"]), tuple(exchange["targets"]))
+        for exchange in said["exchanges"]
+    )
+    options = tuple(said["options"])
+    return Record(
+        **{name: value for name, value in said.items() if name not in ("exchanges", "options")}, exchanges=exchanges, options=options
+    )
+
+
+def _omnimed(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A question of OmniMedVQA under the keys that MedVLM-R1 uses. Hu et al. 2024, arXiv:2402.09181."""
+    options = [raw[key] for letter in string.ascii_uppercase if (key := f"option_{letter}") in raw]
+    renamed = {"id": raw.get("question_id"), "image": raw.get("image_path"), "answer": raw["gt_answer"], "options": options}
+    kept = {key: raw[key] for key in ("question", "question_type") if key in raw}
+    return kept | {key: value for key, value in renamed.items() if value is not None}
+
+
+def check_texts(raw: Any, where: str) -> None:
+    """Raise InputError when a text anywhere in a value of JSON is longer than any should be or holds half a character."""
+    waiting = [raw]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            if len(value) > MOST_CHARACTERS:
+                raise InputError(f"{where}: expected texts of at most {MOST_CHARACTERS} characters, found one of {len(value)}")
+            if not value.isascii() and (half := _SURROGATE.search(value)):
+                raise InputError(f"{where}: expected whole characters, found half of one (U+{ord(half[0]):04X})")
+        elif isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list):
+            waiting += value
 
 
 def _image(raw: Mapping[str, Any], where: str) -> str:
@@ -98,7 +150,7 @@ def _answer_type(raw: Mapping[str, Any], where: str) -> str:
 
 
 def _exchanges(raw: Mapping[str, Any], where: str) -> tuple[Exchange, ...]:
-    turns = raw.get("conversations")
+    turns = next((raw[key] for key in _TURNS if key in raw), None)
     if not isinstance(turns, list) or not turns or len(turns) % 2:
         found = f"{len(turns)} turns" if isinstance(turns, list) else _kind(turns)
         raise InputError(f"{where}: expected 'conversations' with pairs of human and gpt turns, found {found}")

@@ -38,16 +38,19 @@ class Place:
     size: int
 
 
-def write(folder: Path, items: Iterable[Item], shard_bytes: int) -> Iterator[tuple[Item, Place]]:
-    """Write items into shards of about `shard_bytes` and give each back with its place; the same items give the same bytes."""
+def write(folder: Path, items: Iterable[Item], shard_bytes: int, first: int = 0) -> Iterator[tuple[Item, Place]]:
+    """Write items into shards of about `shard_bytes`, numbered from `first`, and give each back with its place.
+
+    The same items give the same bytes. An item without bytes takes no room; its place says which shard was being written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     items = iter(items)
-    pending, number = next(items, None), 0
+    pending, number = next(items, None), first
     while pending is not None:
         name = f"shard-{number:06d}.tar"
         with tarfile.open(folder / name, "w", format=tarfile.GNU_FORMAT) as shard:
             while pending is not None and (shard.offset == 0 or shard.offset + len(pending.content) <= shard_bytes):
-                yield pending, _add(shard, name, pending)
+                yield pending, _add(shard, name, pending) if pending.content else Place(name, shard.offset, 0)
                 pending = next(items, None)
         number += 1
 

@@ -3,8 +3,9 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unimed.data import sql
+from unimed.data import counts, sql
 from unimed.errors import InputError
 
 SPLITS = ("train", "val", "test")
+_TOGETHER = 2**14
+"""Rows that are turned into columns at once."""
 
 
 def _schema(text: str, int32: str = "", int64: str = "") -> pa.Schema:
@@ -23,7 +26,7 @@ def _schema(text: str, int32: str = "", int64: str = "") -> pa.Schema:
     return pa.schema([pa.field(name, kind, nullable=False) for names, kind in kinds for name in names.split()])
 
 
-SAMPLES = _schema("sample_id modality dataset case slice split licence shard sha256", "height width", "offset size")
+SAMPLES = _schema("sample_id modality dataset case slice split licence fingerprint shard sha256", "height width", "offset size")
 MASKS = _schema("mask_id sample_id class_name rle", "class_id instance height width", "area")
 CONVERSATIONS = _schema(
     "conversation_id sample_id task question_type answer_type source turns options solution rationale",
@@ -62,28 +65,32 @@ class Tables:
 
     def counts(self) -> dict[str, Any]:
         """How many rows of each table, and how they fall by modality, class, source and split."""
-        about = self.conversations.merge(self.samples[["sample_id", "modality", "split"]], on="sample_id")
-        return {
-            "samples": len(self.samples),
-            "masks": len(self.masks),
-            "conversations": len(self.conversations),
-            "samples_by_modality": tally(self.samples["modality"]),
-            "samples_by_split": tally(self.samples["split"]),
-            "samples_by_licence": tally(self.samples["licence"]),
-            "masks_by_class": tally(self.masks["class_name"]),
-            "conversations_by_task": tally(about["task"]),
-            "conversations_by_question_type": tally(about["question_type"]),
-            "conversations_by_modality": tally(about["modality"]),
-            "conversations_by_source": tally(about["source"]),
-            "conversations_by_split": tally(about["split"]),
-        }
+        with sql.opened() as connection:
+            for name, rows in vars(self).items():
+                connection.register(name, rows)
+            return counts.counts(connection)
 
 
-def frame(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pd.DataFrame:
+def rows(found: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Rows as a table with exactly the schema's columns and kinds. Raises KeyError when a row lacks one."""
+    found = list(found)
+    return pa.Table.from_arrays([pa.array([row[field.name] for row in found], type=field.type) for field in schema], schema=schema)
+
+
+def columns(found: Iterable[Sequence[Any]], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Rows with their values in the schema's order, as tables of some thousand rows each; one without rows when there are none."""
+    found = iter(found)
+    chunk = list(islice(found, _TOGETHER))
+    while True:
+        values = zip(*chunk, strict=True) if chunk else [() for _ in schema]
+        yield pa.Table.from_arrays([pa.array(column, type=field.type) for column, field in zip(values, schema, strict=True)], schema=schema)
+        if not (chunk := list(islice(found, _TOGETHER))):
+            return
+
+
+def frame(found: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pd.DataFrame:
     """Rows as a frame with exactly the schema's columns and kinds. Raises KeyError when a row lacks one."""
-    rows = list(rows)
-    columns = [pa.array([row[field.name] for row in rows], type=field.type) for field in schema]
-    return pa.Table.from_arrays(columns, schema=schema).to_pandas()
+    return rows(found, schema).to_pandas()
 
 
 def matching(rows: pd.DataFrame, column: str, values: Container[Any]) -> pd.DataFrame:
@@ -100,12 +107,20 @@ def write(rows: pd.DataFrame, schema: pa.Schema, path: Path, by: tuple[str, ...]
 def read(path: Path, schema: pa.Schema) -> pd.DataFrame:
     """A Parquet file as a frame. Raises InputError when it is missing, broken or has other columns."""
     try:
-        table = pq.ParquetFile(path).read()
+        return opened(path, schema).read().to_pandas()
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"{path}: expected a Parquet table, found {_first_line(error)}") from error
-    if not table.schema.equals(schema):
-        raise InputError(f"{path}: expected columns {_columns(schema)}, found {_columns(table.schema)}")
-    return table.to_pandas()
+
+
+def opened(path: Path, schema: pa.Schema) -> pq.ParquetFile:
+    """A Parquet file to be read in parts. Raises InputError when it is missing, broken or has other columns."""
+    try:
+        found = pq.ParquetFile(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{path}: expected a Parquet table, found {_first_line(error)}") from error
+    if not found.schema_arrow.equals(schema):
+        raise InputError(f"{path}: expected columns {_columns(schema)}, found {_columns(found.schema_arrow)}")
+    return found
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,164 @@
+"""What ingest costs at the size of SA-Med2D-20M, each number beside a baseline of the same run: packing, memory, random access, tables.
+
+Run it alone on a machine: `python benchmarks/data.py --scratch FOLDER`; 100,000 images take about 15 GB there.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import psutil
+import typer
+from PIL import Image
+
+from benchmarks import release_rows, tree
+from unimed.config import Ingest, Split
+from unimed.data import ingest, masks, raw, samples
+from unimed.data.tables import Tables
+
+SETTINGS = Ingest(split=Split(train=0.9, val=0.05, test=0.05), max_bad_fraction=0, max_pixels=2**25, shard_size_mb=64, licences={})
+ROUNDS = 3
+MIB = 2**20
+
+
+def measured(work: Callable[..., None], *arguments: Any) -> tuple[float, float]:
+    """Seconds and the most MiB of a function in a process of its own, its children counted with it and shared pages once."""
+    child = multiprocessing.get_context("spawn").Process(target=work, args=arguments)
+    began, most = time.perf_counter(), 0
+    child.start()
+    while child.is_alive():
+        most = max(most, _held(child.pid or 0))
+        child.join(0.05)
+    if child.exitcode:
+        raise RuntimeError(f"{work.__name__} ended with {child.exitcode}")
+    return time.perf_counter() - began, most / MIB
+
+
+def _held(pid: int) -> int:
+    total = 0
+    try:
+        parent = psutil.Process(pid)
+        for process in (parent, *parent.children(recursive=True)):
+            total += process.memory_full_info().pss
+    except psutil.Error:
+        return 0  # it has just ended
+    return total
+
+
+def decoding(root: Path, numbers: list[int]) -> float:
+    """Seconds of one core for the pixels of an image and its masks, the median of a few rounds."""
+    files = [root / raw.PIXELS / path for number in numbers for path in (f"images/{tree.stem(number)}.png", *tree.masks(number))]
+    return _median(lambda: [np.asarray(Image.open(file)) for file in files]) / len(numbers)
+
+
+def _median(work: Callable[[], Any]) -> float:
+    work()  # warms the page cache
+    return statistics.median(_seconds(work) for _ in range(ROUNDS))
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def view(whole: Path, root: Path, count: int) -> Path:
+    """A download of the first images of a larger one; gives `root`."""
+    root.mkdir()
+    (root / raw.PIXELS).mkdir()
+    for part in ("images", "masks"):
+        (root / raw.PIXELS / part).mkdir()
+    for number in range(count):
+        for path in (f"images/{tree.stem(number)}.png", *tree.masks(number)):
+            os.link(whole / raw.PIXELS / path, root / raw.PIXELS / path)
+    return tree.annotate(root, count)
+
+
+def _ingest(root: Path, out: Path) -> None:
+    ingest.write(root, out / "shards", out / "tables", seed=0, ingest=SETTINGS)
+
+
+def packing(whole: Path, scratch: Path, counts: list[int]) -> Iterator[tuple[str, str, str, str]]:
+    """Rate against decoding alone and memory, at each size; the last one's outputs stay in `scratch`/out."""
+    cores = os.cpu_count() or 1
+    for count in counts:
+        root = whole if count == counts[-1] else view(whole, scratch / f"raw-{count}", count)
+        alone = decoding(root, random.Random(0).sample(range(count), min(count, 200)))
+        out = scratch / ("out" if count == counts[-1] else f"out-{count}")
+        seconds, most = measured(_ingest, root, out)
+        told = f"{count / seconds:.0f} images/s, {most:.0f} MiB"
+        yield f"ingest, {count:,} images", told, f"{cores / alone:.0f} images/s decoded", f"{alone * count / cores / seconds:.0%} (bar 80%)"
+
+
+def access(root: Path, out: Path, tries: int) -> Iterator[tuple[str, str, str, str]]:
+    """A training sample at random against decoding its image, and masks from run lengths against masks from PNG."""
+    read = samples.read(out / "tables", out / "shards", "train")
+    chosen = [read[number] for number in random.Random(0).sample(range(len(read)), min(tries, len(read)))]
+    paths = [root / raw.PIXELS / "images" / f"{sample.sample_id}.png" for sample in chosen]
+    ours = _median(lambda: [(sample.load_image(), [(turn.regions, turn.targets) for turn in sample.turns]) for sample in chosen])
+    plain = _median(lambda: [Image.open(path).convert("RGB") for path in paths])
+    yield (
+        "a training sample",
+        f"{len(chosen) / ours:.0f}/s",
+        f"{len(chosen) / plain:.0f}/s, its image decoded",
+        f"{plain / ours:.0%} (bar 90%)",
+    )
+    rows = Tables.read(out / "tables").masks.head(tries).to_dict("records")
+    files = [root / raw.PIXELS / "masks" / f"{row['mask_id']}.png" for row in rows]
+    ours = _median(lambda: [masks.decode(row["rle"], row["height"], row["width"]) for row in rows])
+    plain = _median(lambda: [np.asarray(Image.open(file)) for file in files])
+    yield "a mask", f"{len(rows) / ours:.0f}/s", f"{len(rows) / plain:.0f}/s from PNG", f"{plain / ours:.1f} x (bar 10 x)"
+
+
+def stages(scratch: Path, images: int, masks_count: int, said: int) -> Iterator[tuple[str, str, str, str]]:
+    """The stages that see tables alone, at the row counts of the full release."""
+    size = f"{images:,} images, {masks_count:,} masks, {said:,} conversations"
+    for name, prepare, work in (
+        ("plan", release_rows.write_download, release_rows.plan_download),
+        ("tables", release_rows.write_kept, release_rows.join_kept),
+    ):
+        folder = scratch / name
+        prepare(folder, images, masks_count, said)
+        seconds, most = measured(work, folder, SETTINGS)
+        yield f"{name}, {size}", f"{seconds:.0f} s, {most:.0f} MiB", "", "(bar 4096 MiB)"
+
+
+def main(
+    counts: Annotated[list[int] | None, typer.Option(help="Images of the trees, smallest first.")] = None,
+    smallest: Annotated[int, typer.Option(help="Pixels of a side at least.")] = 256,
+    largest: Annotated[int, typer.Option(help="Pixels of a side at most.")] = 1024,
+    tries: Annotated[int, typer.Option(help="Samples that are looked at.")] = 500,
+    rows: Annotated[tuple[int, int, int], typer.Option(help="Images, masks and conversations of the tables.")] = (
+        4_600_000,
+        20_000_000,
+        310_000,
+    ),
+    scratch: Annotated[Path | None, typer.Option(help="Where to work; what is written there goes again.")] = None,
+) -> None:
+    """Print each measurement beside its baseline and its bar."""
+    counts = counts or [10_000, 30_000, 100_000]
+    lines = []
+    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=scratch) as place:
+        folder = Path(place)
+        whole = tree.write(folder / "raw", counts[-1], smallest, largest)
+        for found in (packing(whole, folder, counts), access(whole, folder / "out", tries), stages(folder, *rows)):
+            for line in found:
+                lines.append(line)
+                sys.stderr.write(json.dumps(line) + "\n")
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    typer.echo(f"{os.cpu_count()} cores, load {load} at the end\n\n| what | found | beside | share |\n| --- | --- | --- | --- |")
+    for line in lines:
+        typer.echo(f"| {' | '.join(line)} |")
+
+
+if __name__ == "__main__":
+    typer.run(main)
