@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unimed.data import images, masks, names, paths
+from unimed.data.fingerprints import fingerprint
 from unimed.data.names import ImageName, MaskName
 from unimed.data.raw import PIXELS, Fault, Raw
 from unimed.data.records import Exchange
@@ -77,7 +78,7 @@ def pack(job: Job, root: Path, max_pixels: int) -> Packed:
     base = root / PIXELS
     try:
         content = paths.content(base, job.path)
-        width, height = images.decode(content, job.path, max_pixels).size
+        image = images.decode(content, job.path, max_pixels)
     except InputError as error:
         reason = f"expected a usable image {job.name.stem}, found it quarantined"
         orphans = [Fault("mask", names.stem(path), path, f"{path}: {reason}") for path in job.masks]
@@ -85,8 +86,9 @@ def pack(job: Job, root: Path, max_pixels: int) -> Packed:
     sample = {
         "sample_id": job.name.stem,
         "sha256": hashlib.sha256(content).hexdigest(),
-        "height": height,
-        "width": width,
+        "fingerprint": fingerprint(image),
+        "height": image.height,
+        "width": image.width,
         "modality": job.name.modality,
         "dataset": job.name.dataset,
         "case": job.name.case,
@@ -95,7 +97,7 @@ def pack(job: Job, root: Path, max_pixels: int) -> Packed:
     packed = Packed(job.name, content, sample)
     for path in job.masks:
         try:
-            packed.masks.append(_mask_row(job, path, base, max_pixels, (height, width)))
+            packed.masks.append(_mask_row(job, path, base, max_pixels, (image.height, image.width)))
         except InputError as error:
             packed.faults.append(Fault("mask", names.stem(path), path, str(error)))
     return packed

@@ -1,22 +1,41 @@
-"""Which cases train, which are watched and which are held out: by (data set, case), never by slice."""
+"""Which cases train, which are watched and which are held out: by (data set, case) and whatever is tied to it, never by slice."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from unimed.data.tables import SPLITS
 
 Case = tuple[str, str]
+Placed = tuple[tuple[Case, ...], str]
+"""Cases that stay together, and their split."""
+
+log = logging.getLogger(__name__)
 
 
-def assign(cases: Iterable[Case], shares: Mapping[str, float], seed: int) -> dict[Case, str]:
-    """The split of each case, in the given shares as nearly as whole cases allow; the order is a hash of seed and case.
+def assign(cases: Iterable[Case], shares: Mapping[str, float], seed: int, groups: Iterable[Sequence[Case]] = ()) -> dict[Case, str]:
+    """The split of each case, in the given shares as nearly as whole groups allow; the order is a hash of seed and case.
 
-    With two cases or more, train and test get at least one each; a single case trains.
+    All cases of a group are in one split, the largest groups where most is missing. Train and test get at least one group or single case
+    each; one alone trains. What groups make impossible is said in the log.
     """
     ordered = sorted(set(cases), key=lambda case: rank(seed, *case))
-    quotas = _quotas(len(ordered), shares)
-    names = [name for name in SPLITS for _ in range(quotas[name])]
-    return dict(zip(ordered, names, strict=True))
+    asked = _quotas(len(ordered), shares)
+    tied = [tuple(sorted(group, key=lambda case: rank(seed, *case))) for group in groups]
+    room, placed = dict(asked), []
+    for group in sorted(tied, key=lambda group: (-len(group), rank(seed, *group[0]))):
+        name = max(SPLITS, key=lambda name: room[name])
+        room[name] -= len(group)
+        placed.append((group, name))
+    single = [(case,) for case in ordered if case not in {case for group in tied for case in group}]
+    most = {name: max(room[name], 0) for name in SPLITS}
+    left = _shared(len(single), {name: count / (sum(most.values()) or 1) for name, count in most.items()})
+    placed += zip(single, (name for name in SPLITS for _ in range(left[name])), strict=True)
+    split = {case: name for group, name in _both_ends(placed) for case in group}
+    if tied:
+        _tell(split, asked, max(len(group) for group in tied))
+    return {case: split[case] for case in ordered}
 
 
 def rank(seed: int, *parts: str) -> str:
@@ -25,13 +44,41 @@ def rank(seed: int, *parts: str) -> str:
 
 
 def _quotas(count: int, shares: Mapping[str, float]) -> dict[str, int]:
-    """Whole numbers near `shares` that sum to `count`: the method of largest remainders."""
-    quotas = {name: int(count * shares[name]) for name in SPLITS}
-    by_remainder = sorted(SPLITS, key=lambda name: quotas[name] - count * shares[name])
-    for name in by_remainder[: count - sum(quotas.values())]:
-        quotas[name] += 1
+    """Whole numbers near `shares` that sum to `count`, with one for train and one for test before any other."""
+    quotas = _shared(count, shares)
     for name in ("train", "test")[:count]:
         if quotas[name] == 0:
             quotas[max(quotas, key=lambda other: quotas[other])] -= 1
             quotas[name] = 1
     return quotas
+
+
+def _shared(count: int, shares: Mapping[str, float]) -> dict[str, int]:
+    """Whole numbers near `shares` that sum to `count`: the method of largest remainders."""
+    parts = {name: int(count * shares[name]) for name in SPLITS}
+    by_remainder = sorted(SPLITS, key=lambda name: parts[name] - count * shares[name])
+    for name in by_remainder[: count - sum(parts.values())]:
+        parts[name] += 1
+    return parts
+
+
+def _both_ends(placed: Sequence[Placed]) -> list[Placed]:
+    """The same, but where train or test has nothing it gets the smallest group of those that can be spared; train is served first."""
+    found = list(placed)
+    for empty, served in (("train", ""), ("test", "train")):
+        names = Counter(name for _, name in found)
+        spare = [place for place, (_, name) in enumerate(found) if name != served or names[name] > 1]
+        if not names[empty] and spare:
+            place = min(spare, key=lambda place: (len(found[place][0]), -names[found[place][1]], place))
+            found[place] = (found[place][0], empty)
+    return found
+
+
+def _tell(split: Mapping[Case, str], asked: Mapping[str, int], largest: int) -> None:
+    """Say where groups of cases that look alike keep the splits from their shares."""
+    found = Counter(split.values())
+    if found["test"] == 0:
+        log.warning("splits: all %d cases look alike, directly or over others; none is left to be held out", len(split))
+    elif any(abs(found[name] - asked[name]) > max(1, len(split) // 100) for name in SPLITS):
+        told = ", ".join(f"{name} {found[name]} of {asked[name]}" for name in SPLITS)
+        log.warning("splits: %d cases look alike and stay together, which leaves %s cases asked for", largest, told)

@@ -23,7 +23,7 @@ def _schema(text: str, int32: str = "", int64: str = "") -> pa.Schema:
     return pa.schema([pa.field(name, kind, nullable=False) for names, kind in kinds for name in names.split()])
 
 
-SAMPLES = _schema("sample_id modality dataset case slice split licence shard sha256", "height width", "offset size")
+SAMPLES = _schema("sample_id modality dataset case slice split licence fingerprint shard sha256", "height width", "offset size")
 MASKS = _schema("mask_id sample_id class_name rle", "class_id instance height width", "area")
 CONVERSATIONS = _schema(
     "conversation_id sample_id task question_type answer_type source turns options solution rationale",

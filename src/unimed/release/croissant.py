@@ -20,6 +20,7 @@ MEANINGS = {
     "mask_id": "name of the mask",
     "conversation_id": "name of the conversation",
     "split": "train, val or test; all images of a patient are in one",
+    "fingerprint": "what stays of the image when it is resized or saved again; empty for one that is near-blank",
     "case": "the patient or study, unique within its data set",
     "shard": "tar file that holds the image",
     "offset": "where the image's bytes begin in its shard",
