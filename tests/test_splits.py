@@ -1,6 +1,7 @@
 """Splits: whole groups of cases, shares kept as nearly as those allow, and a sentence where they do not."""
 
 import logging
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_groups_leave_single_cases_a_test_split_even_where_one_takes_nearly_all(
 def test_with_two_groups_there_is_something_to_train_and_something_to_test(sizes, expected):
     everyone = cases(sum(sizes))
     edges = np.cumsum((0, *sizes))
-    groups = [everyone[start:end] for start, end in zip(edges, edges[1:], strict=False) if end - start > 1]
+    groups = [everyone[start:end] for start, end in pairwise(edges) if end - start > 1]
     assert tally(splits.assign(everyone, SHARES, seed=0, groups=groups).values()) == expected
 
 
