@@ -56,3 +56,15 @@ def erase(
     from unimed.release import erase as erasure
 
     typer.echo(erasure.erase(cases, reason, mlflow_server.configured(), Path(), datetime.now(UTC).date()))
+
+
+@data.command()
+def card(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of tables, such as data/tables or data/subsets/vqa.")],
+    out: Annotated[Path, typer.Option(help="Folder for DATA.md and croissant.json.")],
+) -> None:
+    """Describe tables for people (Markdown) and for programs (Croissant)."""
+    from unimed.release import data_card
+
+    data_card.write(folders, out)
+    typer.echo(f"{out / data_card.DATA_CARD} and {out / 'croissant.json'} describe {', '.join(map(str, folders))}")

@@ -15,7 +15,7 @@ FILTERS = {
     "licences": "under a licence that is not allowed",
     "datasets": "of another data set",
     "modalities": "of another modality",
-    "classes": "names a class that was not asked for",
+    "classes": "about a class that was not asked for",
 }
 """What the filters leave out, in the order in which they are asked; a conversation that several leave out counts for the first."""
 
@@ -120,10 +120,10 @@ def told(connection: "duckdb.DuckDBPyConnection", asked: Subset) -> dict[str, An
 
 
 def _split(connection: "duckdb.DuckDBPyConnection", split: str, number: int | None) -> dict[str, Any]:
-    query = "SELECT against[1], count(*) FROM judged WHERE split = $split GROUP BY 1"
+    query = "SELECT coalesce(against[1], ''), count(*) FROM judged WHERE split = $split GROUP BY 1"
     first = dict(connection.execute(query, {"split": split}).fetchall())
     [(taken,)] = connection.execute("SELECT count(*) FROM chosen WHERE split = $split", {"split": split}).fetchall()
-    left_out = {FILTERS[name]: first[name] for name in FILTERS if name in first} | {BEYOND: first.get(None, 0) - taken}
+    left_out = {FILTERS[name]: first[name] for name in FILTERS if name in first} | {BEYOND: first.get("", 0) - taken}
     about = {"asked": number, "available": sum(first.values()), "taken": taken}
     return about | {"left_out": {reason: count for reason, count in left_out.items() if count}}
 

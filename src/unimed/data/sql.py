@@ -1,7 +1,7 @@
 """Tables larger than memory: DuckDB over Parquet files, and ordered rows written back with the same bytes for the same content."""
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,10 +21,10 @@ _SETTINGS = {"memory_limit": MEMORY, "autoinstall_known_extensions": "false", "a
 
 
 @contextmanager
-def opened(**tables: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+def opened(**tables: Path | Sequence[Path]) -> Iterator[duckdb.DuckDBPyConnection]:
     """A DuckDB with each Parquet file as a view of its name; what does not fit in MEMORY lies in a temporary folder.
 
-    A path may hold `*` for several files of one schema. Raises InputError when there is no such file or it is no Parquet table.
+    Several files of one schema are one table; a path may hold `*`. Raises InputError when there is no such file or it is no Parquet table.
     """
     with (
         tempfile.TemporaryDirectory(prefix="unimed-sql-") as scratch,
@@ -35,12 +35,13 @@ def opened(**tables: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         yield connection
 
 
-def _view(connection: duckdb.DuckDBPyConnection, name: str, path: Path) -> None:
+def _view(connection: duckdb.DuckDBPyConnection, name: str, files: Path | Sequence[Path]) -> None:
+    files = [files] if isinstance(files, Path) else files
     try:
-        connection.read_parquet(str(path)).create_view(name)
+        connection.read_parquet([str(file) for file in files]).create_view(name)
     except duckdb.Error as error:
         found = str(error).partition("\n")[0]
-        raise InputError(f"{path}: expected a Parquet table, found {found}") from error
+        raise InputError(f"{', '.join(map(str, files))}: expected a Parquet table, found {found}") from error
 
 
 def batches(connection: duckdb.DuckDBPyConnection, query: str, schema: pa.Schema) -> Iterator[pa.Table]:
