@@ -54,19 +54,16 @@ def test_a_reason_that_is_no_line_is_refused_and_nothing_written(table, reason):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "expected the columns dataset,case,reason,date in the first line, found ''"),
-        ("case,dataset,reason,date\n", "in the first line, found 'case,dataset,reason,date'"),
-        ("dataset,case,reason,date\nA,1,x\n", "line 2: expected dataset, case, reason, date .*, found 'A,1,x'"),
-        ("dataset,case,reason,date\nA,1,x,2027-01-31,more\n", "line 2: expected"),
-        ("dataset,case,reason,date\nA,,x,2027-01-31\n", "line 2: expected"),
-        ("dataset,case,reason,date\nA,1,,2027-01-31\n", "line 2: expected"),
-        (
-            "dataset,case,reason,date\nA,1,x,2027-01-31\nB,1,x,31.1.2027\n",
-            "line 3: expected .*a date as 2027-01-31.*, found 'B,1,x,31.1.2027'",
-        ),
-        ("dataset,case,reason,date\nA,1,x,2027-01-31\nA,1,y,2027-02-01\n", "line 3: expected each case once, found A/1 again"),
-        ('dataset,case,reason,date\n"A,1,x,2027-01-31\n', "expected a table with the columns"),
-        ("dataset,case,reason,date\nA,1,\udcff,2027-01-31\n", "expected a table with the columns"),
+        ("", "expected columns dataset,case,reason,date in line 1, found none"),
+        ("case,dataset,reason,date\n", "in line 1, found case,dataset,reason,date"),
+        ("dataset,case,reason,date\nA,1,x\n", "expected a data set, a case, a reason and a date such as .* in line 2, found 'A,1,x'"),
+        ("dataset,case,reason,date\nA,1,x,2027-01-31,more\n", "in line 2"),
+        ("dataset,case,reason,date\nA,,x,2027-01-31\n", "in line 2"),
+        ("dataset,case,reason,date\nA,1,,2027-01-31\n", "in line 2"),
+        ("dataset,case,reason,date\nA,1,x,2027-01-31\n\nB,1,x,31.1.2027\n", "in line 4, found 'B,1,x,31.1.2027'"),
+        ("dataset,case,reason,date\nA,1,x,2027-01-31\nA,1,y,2027-02-01\n", "expected each case once, found A/1 again in line 3"),
+        ('dataset,case,reason,date\n"A,1,x,2027-01-31\n', "expected a table of comma-separated values"),
+        ("dataset,case,reason,date\nA,1,\udcff,2027-01-31\n", "expected a table of comma-separated values in UTF-8"),
     ],
 )
 def test_what_is_no_such_table_is_one_sentence(table, text, message):
@@ -76,5 +73,5 @@ def test_what_is_no_such_table_is_one_sentence(table, text, message):
 
 
 def test_a_missing_table_is_one_sentence(tmp_path):
-    with pytest.raises(InputError, match=r"exclusions.csv: expected a table with the columns dataset,case,reason,date, found none"):
+    with pytest.raises(InputError, match=r"exclusions.csv: expected a table of comma-separated values in UTF-8, found .*No such file"):
         exclusions.read(tmp_path / "exclusions.csv")

@@ -89,3 +89,14 @@ def test_small_groups_that_keep_the_shares_are_not_talked_about(caplog):
     with caplog.at_level(logging.DEBUG):
         splits.assign(everyone, SHARES, 0, [everyone[:3], everyone[7:9]])
     assert not caplog.records
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_held_out_is_tested_with_all_that_is_tied_to_it_and_the_rest_is_shared_out(seed):
+    everyone, groups = grouped(seed)
+    away = {groups[0][0], groups[1][-1], next(case for case in everyone if not any(case in group for group in groups))}
+    tied = away | {*groups[0], *groups[1]}
+    found = splits.assign(everyone, SHARES, seed, groups, away)
+    assert all(found[case] == "test" for case in tied)
+    rest = splits.assign([case for case in everyone if case not in tied], SHARES, seed, groups[2:])
+    assert {case: name for case, name in found.items() if case not in tied} == rest

@@ -11,33 +11,32 @@ from unimed.data.splits import Case
 from unimed.errors import InputError
 
 FILE = Path("exclusions.csv")
-COLUMNS = ["dataset", "case", "reason", "date"]
+COLUMNS = ("dataset", "case", "reason", "date")
 
 
 def read(path: Path) -> dict[Case, str]:
-    """Why each case is excluded. Raises InputError with file and line for what is no such table."""
+    """The reason for each excluded case. Raises InputError for another file, with the line that is at fault."""
     found: dict[Case, str] = {}
-    for number, row in enumerate(_rows(path), 2):
-        dataset, case, reason, day = row if len(row) == len(COLUMNS) else (*row, "", "", "", "")[:4]
-        if not (len(row) == len(COLUMNS) and dataset and case and reason and _is_date(day)):
-            raise InputError(f"{path}, line {number}: expected {', '.join(COLUMNS)} (a date as 2027-01-31), found {','.join(row)!r:.120}")
-        if (dataset, case) in found:
-            raise InputError(f"{path}, line {number}: expected each case once, found {dataset}/{case} again; remove one of the lines")
-        found[dataset, case] = reason
+    for line, row in _rows(path):
+        if len(row) != len(COLUMNS) or not all(row) or not _is_date(row[3]):
+            expected = "a data set, a case, a reason and a date such as 2027-01-31"
+            raise InputError(f"{path}: expected {expected} in line {line}, found {','.join(row)!r:.120}")
+        if (row[0], row[1]) in found:
+            raise InputError(f"{path}: expected each case once, found {row[0]}/{row[1]} again in line {line}; remove one of the lines")
+        found[row[0], row[1]] = row[2]
     return found
 
 
-def _rows(path: Path) -> list[list[str]]:
-    """The lines below the head."""
+def _rows(path: Path) -> list[tuple[int, list[str]]]:
+    """The rows below the head that are not empty, with the lines they end in."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            head, *rows = list(csv.reader(file, strict=True)) or [[]]
+            rows = csv.reader(file, strict=True)
+            if (head := tuple(next(rows, ()))) != COLUMNS:
+                raise InputError(f"{path}: expected columns {','.join(COLUMNS)} in line 1, found {','.join(head)[:120] or 'none'}")
+            return [(rows.line_num, row) for row in rows if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        found = "none" if isinstance(error, FileNotFoundError) else str(error)
-        raise InputError(f"{path}: expected a table with the columns {','.join(COLUMNS)}, found {found}") from error
-    if head != COLUMNS:
-        raise InputError(f"{path}: expected the columns {','.join(COLUMNS)} in the first line, found {','.join(head)!r:.120}")
-    return rows
+        raise InputError(f"{path}: expected a table of comma-separated values in UTF-8, found {error}") from error
 
 
 def _is_date(text: str) -> bool:

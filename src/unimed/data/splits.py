@@ -14,28 +14,41 @@ Placed = tuple[tuple[Case, ...], str]
 log = logging.getLogger(__name__)
 
 
-def assign(cases: Iterable[Case], shares: Mapping[str, float], seed: int, groups: Iterable[Sequence[Case]] = ()) -> dict[Case, str]:
+def assign(
+    cases: Iterable[Case], shares: Mapping[str, float], seed: int, groups: Iterable[Sequence[Case]] = (), held_out: Iterable[Case] = ()
+) -> dict[Case, str]:
     """The split of each case, in the given shares as nearly as whole groups allow; the order is a hash of seed and case.
 
-    All cases of a group are in one split, the largest groups where most is missing. Train and test get at least one group or single case
-    each; one alone trains. What groups make impossible is said in the log.
+    What is held out is in test, with all that is tied to it; the others are shared out. All cases of a group are in one split, the largest
+    groups where most is missing. Train and test get at least one group or single case each; one alone trains. What groups make
+    impossible is said in the log.
     """
-    ordered = sorted(set(cases), key=lambda case: rank(seed, *case))
-    asked = _quotas(len(ordered), shares)
     tied = [tuple(sorted(group, key=lambda case: rank(seed, *case))) for group in groups]
+    away = set(held_out)
+    away |= {case for group in tied if away & set(group) for case in group}
+    free = [group for group in tied if not away & set(group)]
+    ordered = sorted(set(cases), key=lambda case: rank(seed, *case))
+    split = _shared_out([case for case in ordered if case not in away], shares, sorted(free, key=lambda group: rank(seed, *group[0])))
+    return {case: "test" if case in away else split[case] for case in ordered}
+
+
+def _shared_out(ordered: Sequence[Case], shares: Mapping[str, float], groups: Sequence[tuple[Case, ...]]) -> dict[Case, str]:
+    """The split of each case: groups first, the largest where most is missing, then single cases in order into what room is left."""
+    asked = _quotas(len(ordered), shares)
     room, placed = dict(asked), []
-    for group in sorted(tied, key=lambda group: (-len(group), rank(seed, *group[0]))):
+    for group in sorted(groups, key=len, reverse=True):
         name = max(SPLITS, key=lambda name: room[name])
         room[name] -= len(group)
         placed.append((group, name))
-    single = [(case,) for case in ordered if case not in {case for group in tied for case in group}]
+    together = {case for group in groups for case in group}
+    single = [(case,) for case in ordered if case not in together]
     most = {name: max(room[name], 0) for name in SPLITS}
     left = _shared(len(single), {name: count / (sum(most.values()) or 1) for name, count in most.items()})
     placed += zip(single, (name for name in SPLITS for _ in range(left[name])), strict=True)
     split = {case: name for group, name in _both_ends(placed) for case in group}
-    if tied:
-        _tell(split, asked, max(len(group) for group in tied))
-    return {case: split[case] for case in ordered}
+    if groups:
+        _tell(split, asked, max(len(group) for group in groups))
+    return split
 
 
 def rank(seed: int, *parts: str) -> str:
