@@ -34,11 +34,14 @@ def export(
     tables: Annotated[Path, typer.Option(help="Tables of ingest, of a subset or of validated data.")],
     shards: Annotated[Path, typer.Option(help="The image shards beside them.")],
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
+    flat: Annotated[
+        bool, typer.Option("--flat", help="One JSON a task beside images/ and masks/, instead of the download's layout.")
+    ] = False,
 ) -> None:
     """Write tables and shards back as images/, masks/ and JSON files."""
     from unimed.data import export as writer
 
-    writer.write(tables, shards, out)
+    writer.write(tables, shards, out, writer.FLAT if flat else writer.DOWNLOAD)
     typer.echo(f"written to {out}")
 
 

@@ -44,8 +44,9 @@ def derived(name: str, settings: Tracking, root: Path) -> Node:
     stages, lock = _stages(root / "dvc.yaml"), Lock(root)
     case = Case.parse(name)
     holds = {place.as_posix(): bool(case.splits(root / place)) for place in cases.places(root)}
-    made = [_artifact(path, stage, lock, root) for stage, entry in stages.items() for path in entry["outs"] if path in _made(stages, holds)]
-    return Node(tree.name, children=(*tree.children, Node("artifacts", children=tuple(made))))
+    made = _made(stages, holds)
+    nodes = [_artifact(path, stage, lock, root) for stage, entry in stages.items() for path in entry["outs"] if path in made]
+    return Node(tree.name, children=(*tree.children, Node("artifacts", children=tuple(nodes))))
 
 
 def _stages(path: Path) -> dict[str, Any]:
