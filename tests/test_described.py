@@ -56,6 +56,12 @@ def test_croissant_names_the_files_of_every_folder(folders, tmp_path):
     assert content["url"] == "https://example.org" and content["keywords"] == ["ct", "mr", "pet"]
 
 
+def test_tables_without_a_manifest_have_a_card_too(folders, tmp_path):
+    (folders[0] / "manifest.json").unlink()
+    data_card.write([folders[0]], tmp_path / "card")
+    assert "Nothing, as far as the tables say." in (tmp_path / "card/DATA.md").read_text()
+
+
 def test_the_same_tables_give_the_same_card(folders, tmp_path):
     for name in ("one", "two"):
         data_card.write(folders, tmp_path / name)

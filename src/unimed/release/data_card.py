@@ -49,7 +49,7 @@ def text(found: Mapping[str, Described], title: str) -> str:
         table(("task", "images", "masks", "conversations", *SPLITS, "held-out patients"), [_rows(*item) for item in found.items()]),
         _apart(found),
         "## What was left out",
-        table(("task", "why", "left out"), [row for task, one in found.items() for row in _left_out(task, one)]),
+        _table_of_what_was_left_out(found),
         *_promises(found),
         "## Classes",
         table(("class", "masks"), list(classes(found).items())),
@@ -78,6 +78,11 @@ def _apart(found: Mapping[str, Described]) -> str:
     if count := parted(found):
         return f"**{count:,} patients are in more than one split.**"
     return "Splits are by patient: no patient of one split is in another, of any task."
+
+
+def _table_of_what_was_left_out(found: Mapping[str, Described]) -> str:
+    rows = [row for name, one in found.items() for row in _left_out(name, one)]
+    return table(("task", "why", "left out"), rows) if rows else "Nothing, as far as the tables say."
 
 
 def _left_out(name: str, one: Described) -> Iterator[tuple[str, str, int]]:
