@@ -39,6 +39,12 @@ def test_groups_stay_whole_every_case_has_one_split_and_shares_are_kept(seed):
         assert abs(counts.get(name, 0) - SHARES[name] * len(everyone)) < 2, "no group here is larger than what train takes"
 
 
+def test_shares_are_kept_where_there_are_groups_alone():
+    everyone = cases(80)
+    found = splits.assign(everyone, SHARES, 0, [everyone[start : start + 2] for start in range(0, 80, 2)])
+    assert tally(found.values()) == {"test": 8, "train": 68, "val": 4}
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_the_order_of_cases_and_groups_changes_nothing(seed):
     everyone, groups = grouped(seed)

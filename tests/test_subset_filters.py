@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from unimed.config import Subset
-from unimed.data import choice, splits, subset, tables
+from unimed.data import choice, splits, sql, subset, tables
 from unimed.data.tables import SPLITS, Tables
 from unimed.errors import InputError
 
@@ -203,3 +203,20 @@ def test_an_allow_list_of_licences_may_name_more_than_there_is_and_what_it_leave
     assert set(chosen.samples["licence"]) == {"CC0-1.0"}
     with pytest.raises(InputError, match=r"found none \(train \d+, val \d+, test \d+; left out: \d+ under a licence that is not allowed\)"):
         made(tmp_path / "tables", "vqa", licences=[])
+
+
+def test_the_class_of_a_conversation_is_that_of_its_first_target_though_a_region_stands_before_it(tmp_path):
+    whole = drawn_tables.write(tmp_path / "tables", 0)
+    region, target = (whole.masks[whole.masks["class_name"] == name].iloc[0] for name in ("heart", "nodule"))
+    turns = [
+        {"question": "?", "answer": "!", "regions": [region["mask_id"]], "targets": []},
+        {"question": "?", "answer": "!", "regions": [], "targets": [[target["mask_id"], region["mask_id"]]]},
+    ]
+    said = whole.conversations.assign(task="grounding", turns=json.dumps(turns))
+    Tables(whole.samples, whole.masks, said).write(tmp_path / "tables")
+    with sql.opened(**{name: tmp_path / f"tables/{name}.parquet" for name in ("samples", "masks", "conversations")}) as connection:
+        choice.choose(connection, ("grounding",), Subset(**ALL), 0)
+        assert connection.sql("SELECT DISTINCT class, list_sort(classes) FROM judged").fetchall() == [("nodule", ["heart", "nodule"])]
+        first = said["conversation_id"][0]
+        named = connection.execute("SELECT mask_id FROM named WHERE conversation_id = $id ORDER BY place", {"id": first}).fetchall()
+    assert [row[0] for row in named] == subset.mask_ids(json.dumps(turns))
