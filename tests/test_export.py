@@ -53,6 +53,14 @@ def test_every_path_that_an_exported_record_names_is_there(out, tmp_path):
     assert all((tmp_path / "exported" / "SAMed2Dv1" / path).is_file() for path in [*paths, *(record["image"] for record in records)])
 
 
+def test_every_region_that_an_exported_question_marks_is_there(out, tmp_path):
+    export.write(out / "tables", out / "shards", tmp_path / "exported")
+    records = json.loads((tmp_path / "exported" / raw_tree.REGION).read_text())
+    asked = [turn["value"] for record in records for turn in record["conversations"]]
+    paths = {part.partition("</region>")[0] for text in asked for part in text.split("<region>")[1:]}
+    assert len(paths) == 18 and all((tmp_path / "exported/SAMed2Dv1" / path).is_file() for path in paths)
+
+
 def test_a_flat_export_is_one_clean_json_beside_images_and_masks_and_nothing_else(out, tmp_path):
     folder = tmp_path / "flat"
     export.write(raw_tree.chosen(out, "grounding"), out / "shards", folder, export.FLAT)
