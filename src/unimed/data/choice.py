@@ -108,7 +108,7 @@ _HOW_MANY = "SELECT (SELECT count(*) FROM judged), (SELECT count(*) FROM convers
 
 
 def told(connection: "duckdb.DuckDBPyConnection", asked: Subset) -> dict[str, Any]:
-    """What was asked, taken and left out: for each split with reasons, for each filter by itself, and for all by what they are about."""
+    """What was asked, taken and left out: by split with reasons, by each filter alone, and by what conversations are about."""
     [(available, every)] = connection.sql(_HOW_MANY).fetchall()
     return {
         "available": available,

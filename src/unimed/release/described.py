@@ -59,7 +59,7 @@ class Described:
 
 
 def described(folder: Path) -> Described:
-    """The tables in a folder, with manifest and verdict where a stage wrote them. Raises InputError when a table is missing or another."""
+    """The tables in a folder, with what stages say of them. Raises InputError when a table is missing or another."""
     for name, schema in SCHEMAS.items():
         tables.opened(folder / f"{name}.parquet", schema)
     return Described(folder, _said(folder / "manifest.json"), _said(folder / "verdict.json"), hashes.dvc_hash(folder))
