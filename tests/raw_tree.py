@@ -149,5 +149,5 @@ def ingested(root: Path, out: Path, settings: Ingest = TOLERANT, seed: int = 0) 
 
 def chosen(out: Path, task: str) -> Path:
     """The subset of everything there is for a task; gives its folder."""
-    subset.write(out / "tables", out / "subsets" / task, task=task, size=ALL, seed=0)
+    subset.write(out / "tables", out / "subsets" / task, task=task, asked=ALL, seed=0)
     return out / "subsets" / task

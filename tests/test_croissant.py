@@ -7,7 +7,7 @@ import pytest
 import released
 
 from unimed.model import artifacts
-from unimed.release import croissant, data_card, manifest
+from unimed.release import croissant, data_card, described, manifest
 
 TERMS = {"@context", "@type", "conformsTo", "description", "license", "name", "distribution", "recordSet"}
 """What the specification requires of a data set, less url, creator and datePublished, which a release does not know by itself."""
@@ -70,10 +70,10 @@ def test_what_the_download_says_of_its_publication_is_passed_on(released_project
     for folder in data.values():
         manifest_ = json.loads((folder / "manifest.json").read_text())
         (folder / "manifest.json").write_text(json.dumps(manifest_ | {"provenance": said}))
-    found = {task: data_card.validated(folder) for task, folder in data.items()}
-    croissant.write(root / "croissant.json", data, found)
+    found = {task: described.described(folder) for task, folder in data.items()}
+    croissant.write(root / "croissant.json", found)
     content = json.loads((root / "croissant.json").read_text())
     assert (content["url"], content["datePublished"]) == ("https://example.org/data", "2025-02-03")
     assert content["creator"] == {"@type": "sc:Organization", "name": "A group"}
-    assert "https://example.org/data" in data_card.text(found)
+    assert "https://example.org/data" in data_card.text(found, "Data")
     assert manifest.read(root / "reports/release")["files"]["croissant.json"] != artifacts.sha256(root / "croissant.json")

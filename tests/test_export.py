@@ -53,9 +53,43 @@ def test_every_path_that_an_exported_record_names_is_there(out, tmp_path):
     assert all((tmp_path / "exported" / "SAMed2Dv1" / path).is_file() for path in [*paths, *(record["image"] for record in records)])
 
 
-def test_the_same_tables_give_the_same_export(out, tmp_path):
+def test_every_region_that_an_exported_question_marks_is_there(out, tmp_path):
+    export.write(out / "tables", out / "shards", tmp_path / "exported")
+    records = json.loads((tmp_path / "exported" / raw_tree.REGION).read_text())
+    asked = [turn["value"] for record in records for turn in record["conversations"]]
+    paths = {part.partition("</region>")[0] for text in asked for part in text.split("<region>")[1:]}
+    assert len(paths) == 18 and all((tmp_path / "exported/SAMed2Dv1" / path).is_file() for path in paths)
+
+
+def test_a_flat_export_is_one_clean_json_beside_images_and_masks_and_nothing_else(out, tmp_path):
+    folder = tmp_path / "flat"
+    export.write(raw_tree.chosen(out, "grounding"), out / "shards", folder, export.FLAT)
+    assert sorted(path.name for path in folder.iterdir()) == ["grounding.json", "images", "masks"]
+    records = json.loads((folder / "grounding.json").read_text())
+    assert len(records) == 25
+    named = {record["image"] for record in records}
+    answers = [turn["value"] for record in records for turn in record["conversations"] if turn["from"] == "gpt"]
+    shown = {part.partition("</mask>")[0] for answer in answers for part in answer.split("<mask>")[1:]}
+    assert len(named) == 7 and len(shown) == 18
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")} >= named | shown
+    two = next(answer for answer in answers if answer.count("<SEG>") == 2)
+    assert "<SEG><mask>masks/" in two and "_merged.png</mask>" in two
+    kidneys = raw_tree.mask(A, "kidney", 0) | raw_tree.mask(A, "kidney", 1)
+    assert (np.asarray(Image.open(folder / f"masks/{A}--0002_merged.png")) == kidneys * 255).all()
+
+
+def test_a_flat_export_of_a_marked_region_names_the_file_of_the_union(out, tmp_path):
+    export.write(raw_tree.chosen(out, "vqa"), out / "shards", tmp_path / "flat", export.FLAT)
+    assert sorted(path.name for path in (tmp_path / "flat").glob("*.json")) == ["region.json", "vqa.json"]
+    asked = [turn["value"] for record in json.loads((tmp_path / "flat/region.json").read_text()) for turn in record["conversations"]]
+    assert any(f"<region>masks/{A}--0002_merged.png</region>" in text for text in asked)
+    assert all((tmp_path / "flat" / part.partition("</region>")[0]).is_file() for text in asked for part in text.split("<region>")[1:])
+
+
+@pytest.mark.parametrize("layout", [export.DOWNLOAD, export.FLAT])
+def test_the_same_tables_give_the_same_export(out, tmp_path, layout):
     for name in ("one", "two"):
-        export.write(out / "tables", out / "shards", tmp_path / name)
+        export.write(out / "tables", out / "shards", tmp_path / name, layout)
     assert tables.digest(tmp_path / "one") == tables.digest(tmp_path / "two")
 
 

@@ -40,42 +40,55 @@ def grouped(sizes: dict[tuple[str, str], int]) -> Tables:
     )
 
 
-def size(train: int | None) -> Subset:
-    return Subset(train=train, val=None, test=None)
+def of_train(number: int | None, **filters: list[str] | None) -> Subset:
+    return Subset(train=number, val=None, test=None, **filters)
 
 
-def test_a_small_subset_holds_every_stratum_though_the_file_is_grouped():
+@pytest.fixture
+def select(tmp_path_factory):
+    """A function that writes the subset of some tables and gives it back with its manifest."""
+
+    def selected(whole: Tables, task: str, asked: Subset, seed: int = 0) -> tuple[Tables, dict]:
+        folder = tmp_path_factory.mktemp("tables")
+        whole.write(folder)
+        tables.write_json(folder / "manifest.json", {})
+        subset.write(folder, folder / "subset", task, asked, seed)
+        return Tables.read(folder / "subset"), json.loads((folder / "subset/manifest.json").read_text())
+
+    return selected
+
+
+def test_a_small_subset_holds_every_stratum_though_the_file_is_grouped(select):
     whole = grouped({("ct", "side"): 500, ("ct", "detail"): 300, ("mr", "side"): 6, ("pet", "other"): 2})
-    made, _ = subset.select(whole, task="vqa", size=size(20), seed=0)
+    made, _ = select(whole, task="vqa", asked=of_train(20), seed=0)
     about = made.conversations.merge(made.samples, on="sample_id")
     assert Counter(zip(about["modality"], about["question_type"], strict=True)) == {
         ("ct", "side"): 6, ("ct", "detail"): 6, ("mr", "side"): 6, ("pet", "other"): 2
     }  # fmt: skip
 
 
-def test_what_is_drawn_within_a_stratum_is_spread_over_it():
-    made, _ = subset.select(grouped({("ct", "side"): 1000}), task="vqa", size=size(100), seed=0)
+def test_what_is_drawn_within_a_stratum_is_spread_over_it(select):
+    made, _ = select(grouped({("ct", "side"): 1000}), task="vqa", asked=of_train(100), seed=0)
     places = made.conversations["conversation_id"].str[1:].astype(int)
     assert 400 < places.mean() < 600 and places.max() > 900
 
 
-def test_a_larger_subset_contains_the_smaller_and_the_seed_changes_both():
+def test_a_larger_subset_contains_the_smaller_and_the_seed_changes_both(select):
     whole = grouped({("ct", "side"): 50, ("mr", "side"): 50})
     ids = [
-        set(subset.select(whole, "vqa", size(count), seed)[0].conversations["conversation_id"])
-        for count, seed in [(10, 0), (30, 0), (10, 1)]
+        set(select(whole, "vqa", of_train(count), seed)[0].conversations["conversation_id"]) for count, seed in [(10, 0), (30, 0), (10, 1)]
     ]
     assert ids[0] < ids[1] and ids[0] != ids[2]
 
 
-def test_the_manifest_says_what_was_asked_taken_and_left_out():
-    _, manifest = subset.select(grouped({("ct", "side"): 50}), task="vqa", size=size(10), seed=0)
+def test_the_manifest_says_what_was_asked_taken_and_left_out(select):
+    _, manifest = select(grouped({("ct", "side"): 50}), task="vqa", asked=of_train(10), seed=0)
     assert manifest["splits"]["train"] == {"asked": 10, "available": 50, "taken": 10, "left_out": {"beyond the number asked for": 40}}
     assert manifest["counts"]["conversations_by_modality"] == {"ct": 10}
 
 
-def test_asking_for_more_than_there_is_takes_all_of_it():
-    made, manifest = subset.select(grouped({("ct", "side"): 5}), task="vqa", size=size(10), seed=0)
+def test_asking_for_more_than_there_is_takes_all_of_it(select):
+    made, manifest = select(grouped({("ct", "side"): 5}), task="vqa", asked=of_train(10), seed=0)
     assert len(made.conversations) == 5 and manifest["splits"]["train"]["left_out"] == {}
 
 
@@ -89,7 +102,7 @@ def test_a_subset_holds_one_task_and_only_what_it_names(out):
 
 def test_the_same_tables_give_the_same_bytes(out, tmp_path):
     for name in ("one", "two"):
-        subset.write(out / "tables", tmp_path / name, task="grounding", size=Subset(train=5, val=1, test=1), seed=7)
+        subset.write(out / "tables", tmp_path / name, task="grounding", asked=Subset(train=5, val=1, test=1), seed=7)
     assert tables.digest(tmp_path / "one") == tables.digest(tmp_path / "two")
 
 
@@ -99,12 +112,12 @@ def test_nothing_to_train_on_is_an_error_that_says_what_there_is(out, tmp_path):
     Tables(held_out, whole.masks, whole.conversations).write(tmp_path / "tables")
     tables.write_json(tmp_path / "tables" / "manifest.json", {})
     with pytest.raises(InputError, match=r"expected at least one train conversation of task 'vqa', found none \(train 0, val 0, test 26\)"):
-        subset.write(tmp_path / "tables", tmp_path / "subset", task="vqa", size=ALL, seed=0)
+        subset.write(tmp_path / "tables", tmp_path / "subset", task="vqa", asked=ALL, seed=0)
 
 
 def test_an_unknown_task_is_named():
     with pytest.raises(InputError, match="--task: expected one of alignment, vqa, grounding, reasoning, found 'poetry'"):
-        subset.size_of(Subsets(alignment=ALL, vqa=ALL, grounding=ALL, reasoning=ALL), "poetry")
+        subset.asked_of(Subsets(alignment=ALL, vqa=ALL, grounding=ALL, reasoning=ALL), "poetry")
 
 
 def test_tables_of_another_shape_are_refused_with_both_shapes(out, tmp_path):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from unimed import NOTICE, cluster, environment
+from unimed import NOTICE, cluster, data_commands, environment
 from unimed import demo as demonstration
 from unimed.errors import BAD_INPUT, InputError
 from unimed.release import commands as release_commands
@@ -22,39 +22,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data = typer.Typer(help="Make or write back data.", no_args_is_help=True)
-app.add_typer(data, name="data")
 cluster.add(app)
+data_commands.add(app)
 paper_commands.add(app)
 release_commands.add(app)
 serving.add(app)
-
-
-@data.command()
-def phantoms(
-    out: Annotated[Path, typer.Option(help="Folder to write; what is in it is replaced.")],
-    cases: Annotated[int, typer.Option(min=1, help="Made-up patients.")] = demonstration.CASES,
-    slices: Annotated[int, typer.Option(min=1, help="Slices of each patient.")] = demonstration.SLICES,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
-) -> None:
-    """Write synthetic patients in the layout of a real download."""
-    from unimed.data import phantom_files
-
-    phantom_files.write(out, cases=cases, slices=slices, seed=seed)
-    typer.echo(f"{cases * slices} slices of {cases} made-up patients are in {out}")
-
-
-@data.command()
-def export(
-    tables: Annotated[Path, typer.Option(help="Tables of ingest, of a subset or of validated data.")],
-    shards: Annotated[Path, typer.Option(help="The image shards beside them.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
-) -> None:
-    """Write tables and shards back as images/, masks/ and JSON files."""
-    from unimed.data import export as writer
-
-    writer.write(tables, shards, out)
-    typer.echo(f"written to {out}")
 
 
 @app.command()

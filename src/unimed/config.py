@@ -39,11 +39,22 @@ class Ingest(Section):
 
 
 class Subset(Section):
-    """How many conversations of a task to take from each split; null takes all."""
+    """How many conversations of a task to take from each split, and of which; null takes all."""
 
     train: int | None = Field(gt=0)
     val: int | None = Field(gt=0)
     test: int | None = Field(gt=0)
+    modalities: list[str] | None = None
+    datasets: list[str] | None = None
+    classes: list[str] | None = None
+    """Classes of all masks that a conversation names; one that names no mask is taken whatever stands here."""
+
+    licences: list[str] | None = None
+    excluded_datasets: list[str] = []
+    """Data sets known to be bad, by name."""
+
+    excluded_sources: list[str] = []
+    """Annotation files known to be bad, by name without folder."""
 
 
 class Subsets(Section):

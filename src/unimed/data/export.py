@@ -1,13 +1,18 @@
-"""Tables and shards back into folders that other tools read: images/, masks/, masks_merged/ and one JSON for each annotation file.
+"""Tables and shards back into folders that other tools read: images, masks and JSON.
 
-The layout is that of the download, so what is exported can be ingested again and gives the same conversations.
+In the layout of the download, which can be ingested again and gives the same conversations; or flat, one clean JSON for each task beside
+images/ and masks/, as scripts take it that prepare data for MedPLIB.
 """
 
 import json
 import string
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+<<<<<<< HEAD
 from fnmatch import fnmatch
+=======
+from dataclasses import dataclass
+>>>>>>> d-subsets
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +28,19 @@ from unimed.errors import InputError
 Row = Mapping[Any, Any]
 
 
-def write(source: Path, shards_folder: Path, folder: Path) -> None:
+@dataclass(frozen=True)
+class Layout:
+    """Where an export keeps pixels, relative to its folder, and the masks that unite a class, relative to those."""
+
+    pixels: str
+    merged: str
+
+
+DOWNLOAD = Layout(raw.PIXELS, "masks_merged")
+FLAT = Layout("", "masks")
+
+
+def write(source: Path, shards_folder: Path, folder: Path, layout: Layout = DOWNLOAD) -> None:
     """Write the tables in `source`, all or a subset, with their pixels; masks have values 0 and 255.
 
     Raises InputError when `folder` exists, a table or shard cannot be read, or a name would leave `folder`.
@@ -31,28 +48,35 @@ def write(source: Path, shards_folder: Path, folder: Path) -> None:
     if folder.exists():
         raise InputError(f"{folder}: expected a folder that is not there yet, found one")
     whole = Tables.read(source)
-    for part in ("images", "masks", "masks_merged"):
-        (folder / raw.PIXELS / part).mkdir(parents=True, exist_ok=True)
-    images = {row["sample_id"]: _write_image(folder, shards_folder, row) for row in whole.samples.to_dict("records")}
-    listed = _write_masks(folder, whole)
+    pixels = folder / layout.pixels
+    for part in ("images", "masks", layout.merged):
+        (pixels / part).mkdir(parents=True, exist_ok=True)
+    images = {row["sample_id"]: _write_image(pixels, shards_folder, row) for row in whole.samples.to_dict("records")}
+    listed = _write_masks(pixels, whole, layout)
+    unions = _unions(whole, layout)
+    if layout == FLAT:
+        for task, rows in whole.conversations.groupby("task", sort=True):
+            records = [_record(row, images[row["sample_id"]], unions) for row in rows.to_dict("records")]
+            tables.write_json(folder / f"{task}.json", records)
+        return
     tables.write_json(folder / raw.INDEX, {path: listed.get(sample_id, []) for sample_id, path in images.items()})
     tables.write_json(folder / raw.MAPPING, _mapping(whole))
     licences = dict(zip(whole.samples["dataset"], whole.samples["licence"], strict=True))
     known = {dataset: licence for dataset, licence in licences.items() if licence != "unknown"}
     tables.write_json(folder / raw.PROVENANCE, {"exported_from": "unimed tables", "licences": known})
-    for file, records in _annotations(whole, images).items():
+    for file, records in _annotations(whole, images, unions).items():
         tables.write_json(paths.inside(folder, file), records)
 
 
-def _write_image(folder: Path, shards_folder: Path, row: Row) -> str:
+def _write_image(pixels: Path, shards_folder: Path, row: Row) -> str:
     """Write the bytes as they were downloaded; gives their path as annotations name it."""
     content = shards.read(shards_folder, Place(shard=row["shard"], offset=row["offset"], size=row["size"]))
     path = f"images/{row['sample_id']}{shards.ending(content)}"
-    paths.inside(folder / raw.PIXELS, path).write_bytes(content)
+    paths.inside(pixels, path).write_bytes(content)
     return path
 
 
-def _write_masks(folder: Path, whole: Tables) -> dict[str, list[str]]:
+def _write_masks(pixels: Path, whole: Tables, layout: Layout) -> dict[str, list[str]]:
     """Write each mask, and each class's union; gives the paths of every image's instance masks."""
     listed: dict[str, list[str]] = defaultdict(list)
     unions: dict[str, list[Row]] = defaultdict(list)
@@ -60,16 +84,16 @@ def _write_masks(folder: Path, whole: Tables) -> dict[str, list[str]]:
         unions[names.merged(row["sample_id"], row["class_id"])].append(row)
         if row["instance"] >= 0:
             listed[row["sample_id"]].append(f"masks/{row['mask_id']}.png")
-            _write_mask(folder, listed[row["sample_id"]][-1], [row])
+            _write_mask(pixels, listed[row["sample_id"]][-1], [row])
     for stem, rows in unions.items():
-        _write_mask(folder, f"masks_merged/{stem}.png", rows)
+        _write_mask(pixels, f"{layout.merged}/{stem}.png", rows)
     return listed
 
 
-def _write_mask(folder: Path, path: str, rows: Iterable[Row]) -> None:
+def _write_mask(pixels: Path, path: str, rows: Iterable[Row]) -> None:
     rows = list(rows)
     covered = masks.union([row["rle"] for row in rows], rows[0]["height"], rows[0]["width"])
-    Image.fromarray(covered.astype(np.uint8) * 255).save(paths.inside(folder / raw.PIXELS, path))
+    Image.fromarray(covered.astype(np.uint8) * 255).save(paths.inside(pixels, path))
 
 
 def _mapping(whole: Tables) -> dict[str, dict[str, int]]:
@@ -80,13 +104,18 @@ def _mapping(whole: Tables) -> dict[str, dict[str, int]]:
     return mapping
 
 
-def _annotations(whole: Tables, images: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
-    """Records by file; a task without conversations gets an empty file, so that the layout is whole."""
+def _unions(whole: Tables, layout: Layout) -> dict[frozenset[str], str]:
+    """The file that shows all instances of a class, by their ids and by the id of their union."""
     classes: dict[tuple[str, int], set[str]] = defaultdict(set)
     for row in whole.masks.to_dict("records"):
         if row["instance"] >= 0:
             classes[row["sample_id"], row["class_id"]].add(row["mask_id"])
-    unions = {frozenset(mask_ids): f"masks_merged/{names.merged(*key)}.png" for key, mask_ids in classes.items()}
+    files = {names.merged(*key): frozenset(mask_ids) for key, mask_ids in classes.items()}
+    return {which: f"{layout.merged}/{stem}.png" for stem, all_ids in files.items() for which in (all_ids, frozenset((stem,)))}
+
+
+def _annotations(whole: Tables, images: Mapping[str, str], unions: Mapping[frozenset[str], str]) -> dict[str, list[dict[str, Any]]]:
+    """Records by file; a task without conversations gets an empty file, so that the layout is whole."""
     files: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in whole.conversations.to_dict("records"):
         record = _record(row, images[row["sample_id"]], unions)
@@ -133,4 +162,4 @@ def _path(mask_ids: list[str], unions: Mapping[frozenset[str], str]) -> str:
         return unions[known]
     if len(mask_ids) != 1:
         raise InputError(f"{', '.join(mask_ids)}: expected all instances of one class, found some")
-    return f"{'masks_merged' if mask_ids[0].endswith('_merged') else 'masks'}/{mask_ids[0]}.png"
+    return f"masks/{mask_ids[0]}.png"

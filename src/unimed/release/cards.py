@@ -9,8 +9,7 @@ import yaml
 
 from unimed import NOTICE
 from unimed.errors import InputError
-from unimed.release.checks import Validated
-from unimed.release.data_card import licences, sources
+from unimed.release.described import Described, licences, sources
 from unimed.release.journal import Override
 from unimed.release.markdown import page, plain, table
 from unimed.release.parts import BASE, in_order
@@ -29,7 +28,7 @@ DESCRIPTION_MOST = 4900
 """MLflow's databases keep 5,000 characters of a description."""
 
 
-def model_card(release: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], found: Mapping[str, Validated]) -> str:
+def model_card(release: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], found: Mapping[str, Described]) -> str:
     """README.md: what the model is and is not, every row of the ladder, data and licences, and the hashes of all it was made of."""
     return page(
         f"---\n{_front_matter(rows, found)}---",
@@ -60,7 +59,7 @@ def model_card(release: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], fo
     )
 
 
-def _front_matter(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Validated]) -> str:
+def _front_matter(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Described]) -> str:
     named = licences(found)
     metrics = {word for row in rows for key, word in METRICS.items() if key in row["metric"]}
     about = {
@@ -88,7 +87,7 @@ def _numbers(row: Mapping[str, Any]) -> tuple[object, ...]:
     return value, bounds, baseline, row["n"]
 
 
-def _limits(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Validated]) -> str:
+def _limits(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Described]) -> str:
     names = [source.name for source in sources(found)]
     told = [
         "A score is about the patients it was measured on. Nothing here was tested on other sites, scanners, countries or age groups.",

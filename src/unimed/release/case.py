@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unimed import hashes, mlflow_server
-from unimed.data import tables
+from unimed.data import sql
 from unimed.data.subset import TASKS
-from unimed.data.tables import SAMPLES, SPLITS
+from unimed.data.tables import SPLITS
 from unimed.errors import InputError
 from unimed.model import artifacts
 from unimed.release.closure import DATA, MODELS, download, opened
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SAW = {"train": "trained on it for", "val": "validated on it for", "test": "judged on it for"}
 """What was done with a case for a task, by the split that the case is in."""
 
+_SPLITS = 'SELECT split, count(*) FROM samples WHERE dataset = $dataset AND "case" = $name GROUP BY 1 ORDER BY 1'
+
 
 @dataclass(frozen=True)
 class Case:
@@ -37,13 +39,13 @@ class Case:
         """From DATASET/CASE. Raises InputError for another form."""
         dataset, slash, name = text.partition("/")
         if not (dataset and slash and name):
-            raise InputError(f"--case {text}: expected DATASET/CASE as the tables name them, found another form")
+            raise InputError(f"{text}: expected DATASET/CASE as the tables name them, found another form")
         return cls(dataset, name)
 
     def splits(self, folder: Path) -> dict[str, int]:
         """How many images of the case the tables in a folder hold, by split."""
-        rows = tables.read(folder / "samples.parquet", SAMPLES)
-        return tables.tally(rows[(rows["dataset"] == self.dataset) & (rows["case"] == self.name)]["split"])
+        with sql.opened(samples=folder / "samples.parquet") as connection:
+            return dict(connection.execute(_SPLITS, {"dataset": self.dataset, "name": self.name}).fetchall())
 
 
 def trace(text: str, settings: Tracking, root: Path) -> Node:
@@ -52,9 +54,9 @@ def trace(text: str, settings: Tracking, root: Path) -> Node:
     A registry that does not answer shows as not here. Raises InputError when no table under data/ names the case.
     """
     case = Case.parse(text)
-    found = {place: case.splits(root / place) for place in _places(root)}
+    found = {place: case.splits(root / place) for place in places(root)}
     if not any(found.values()):
-        raise InputError(f"--case {text}: expected a case of the tables in {DATA}, found none; `dvc pull` fetches tables that are not here")
+        raise InputError(f"{text}: expected a case of the tables in {DATA}, found none; `dvc pull` fetches tables that are not here")
     seen = {place: splits for place, splits in found.items() if splits}
     valid = {task: DATA / "valid" / task for task in TASKS}
     saw = {hashes.dvc_hash(root / place): (task, seen[place]) for task, place in valid.items() if place in seen}
@@ -65,7 +67,7 @@ def trace(text: str, settings: Tracking, root: Path) -> Node:
     return Node(f"case {text}", children=(Node("data", children=(*where, *lacks)), _local(saw, root), _registered(saw, settings)))
 
 
-def _places(root: Path) -> list[Path]:
+def places(root: Path) -> list[Path]:
     """Folders with tables under data/, as paths from the root."""
     folders = [DATA / "tables", *(DATA / kind / task for kind in ("subsets", "valid") for task in TASKS)]
     return [folder for folder in folders if (root / folder / "samples.parquet").is_file()]

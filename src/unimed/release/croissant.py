@@ -1,4 +1,4 @@
-"""The data of a release as Croissant 1.0 (https://docs.mlcommons.org/croissant/docs/croissant-spec.html): files, tables, columns, keys."""
+"""Tables as Croissant 1.0 (https://docs.mlcommons.org/croissant/docs/croissant-spec.html): files, tables, columns, keys."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +10,7 @@ from unimed import NOTICE
 from unimed.data.contract import KEYS
 from unimed.data.tables import write_json
 from unimed.model import artifacts
-from unimed.release.checks import Validated
-from unimed.release.data_card import SCHEMAS, licences
+from unimed.release.described import SCHEMAS, Described, licences, modalities
 
 CROISSANT = "croissant.json"
 
@@ -51,12 +50,12 @@ CONTEXT = {
 """The terms that are used here, as the specification's first appendix names them."""
 
 
-def write(path: Path, folders: Mapping[str, Path], found: Mapping[str, Validated]) -> None:
-    """Write the data as Croissant 1.0; files are named relative to the folder that holds one folder a task.
+def write(path: Path, found: Mapping[str, Described]) -> None:
+    """Write the tables as Croissant 1.0; files are named relative to the folder that holds one folder of each name.
 
-    `url`, `creator` and `datePublished` are what the download's provenance.json says under these names: a release publishes no data.
+    `url`, `creator` and `datePublished` are what the download's provenance.json says under these names: nothing is published here.
     """
-    said = {key: value for valid in found.values() for key, value in valid.manifest.get("provenance", {}).items()}
+    said = {key: value for one in found.values() for key, value in one.manifest.get("provenance", {}).items()}
     about: dict[str, Any] = {key: str(said[key]) for key in ("url", "creator", "datePublished") if key in said}
     if "creator" in about:
         about["creator"] = {"@type": "sc:Organization", "name": about["creator"]}
@@ -65,11 +64,11 @@ def write(path: Path, folders: Mapping[str, Path], found: Mapping[str, Validated
         "@type": "sc:Dataset",
         "name": "unimed-medvlm-data",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
-        "description": f"Biomedical images, masks and conversations that a vision-language model was trained and judged on. {NOTICE}",
+        "description": f"Biomedical images, masks and conversations to train and judge a vision-language model. {NOTICE}",
         "license": [_licence(name) for name in licences(found)],
-        "keywords": sorted({modality for valid in found.values() for modality in valid.tables.samples["modality"]}),
+        "keywords": modalities(found),
         "inLanguage": "en",
-        "distribution": [_file(task, name, folders[task]) for task in found for name in SCHEMAS],
+        "distribution": [_file(task, name, one.folder) for task, one in found.items() for name in SCHEMAS],
         "recordSet": [_records(task, name) for task in found for name in SCHEMAS],
         **about,
     }
