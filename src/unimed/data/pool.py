@@ -13,12 +13,12 @@ _BATCH = 4096
 """Jobs handed out at once; bounds how many results wait in memory."""
 
 
-def ordered(function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
-    """The result of each job, in order; in this process when there are few."""
-    workers = min(os.cpu_count() or 1, len(jobs) // _WORTH_A_WORKER)
+def ordered(function: Callable[[Job], Result], jobs: Sequence[Job], worth: int = _WORTH_A_WORKER) -> Iterator[Result]:
+    """The result of each job, in order; in this process when there are fewer than twice the jobs that are `worth` a process."""
+    workers = min(os.cpu_count() or 1, len(jobs) // worth)
     if workers < 2:
         yield from map(function, jobs)
         return
     with ProcessPoolExecutor(workers) as pool:
         for start in range(0, len(jobs), _BATCH):
-            yield from pool.map(function, jobs[start : start + _BATCH], chunksize=32)
+            yield from pool.map(function, jobs[start : start + _BATCH], chunksize=max(worth // 8, 1))

@@ -45,10 +45,10 @@ def _view(connection: duckdb.DuckDBPyConnection, name: str, path: Path) -> None:
 
 def batches(connection: duckdb.DuckDBPyConnection, query: str, schema: pa.Schema) -> Iterator[pa.Table]:
     """The rows of a query, ROWS at a time and fewer at the end. Raises pyarrow.ArrowInvalid when a value does not fit the schema."""
-    yield from _even(connection.sql(query).to_arrow_reader(ROWS), schema)
+    yield from even(connection.sql(query).to_arrow_reader(ROWS), schema)
 
 
-def _even(parts: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
+def even(parts: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
     """The same rows in tables of ROWS, however they come: where a row group ends is part of a file's bytes."""
     waiting: list[pa.Table] = []
     held = 0
@@ -69,6 +69,8 @@ def write(path: Path, parts: Iterable[pa.Table], schema: pa.Schema) -> int:
     total = 0
     with pq.ParquetWriter(path, schema.remove_metadata(), compression="zstd") as writer:
         for part in parts:
+            if not part.num_rows:
+                continue  # else it would be a row group of nothing, and the same content have other bytes
             writer.write_table(part.replace_schema_metadata(None), row_group_size=ROWS)
             total += part.num_rows
     return total

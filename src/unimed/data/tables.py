@@ -100,12 +100,20 @@ def write(rows: pd.DataFrame, schema: pa.Schema, path: Path, by: tuple[str, ...]
 def read(path: Path, schema: pa.Schema) -> pd.DataFrame:
     """A Parquet file as a frame. Raises InputError when it is missing, broken or has other columns."""
     try:
-        table = pq.ParquetFile(path).read()
+        return opened(path, schema).read().to_pandas()
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"{path}: expected a Parquet table, found {_first_line(error)}") from error
-    if not table.schema.equals(schema):
-        raise InputError(f"{path}: expected columns {_columns(schema)}, found {_columns(table.schema)}")
-    return table.to_pandas()
+
+
+def opened(path: Path, schema: pa.Schema) -> pq.ParquetFile:
+    """A Parquet file to be read in parts. Raises InputError when it is missing, broken or has other columns."""
+    try:
+        found = pq.ParquetFile(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{path}: expected a Parquet table, found {_first_line(error)}") from error
+    if not found.schema_arrow.equals(schema):
+        raise InputError(f"{path}: expected columns {_columns(schema)}, found {_columns(found.schema_arrow)}")
+    return found
 
 
 def _first_line(error: Exception) -> str:
@@ -131,6 +139,7 @@ def digest(folder: Path) -> str:
     """One sha256 over the names and bytes of all files of a folder."""
     total = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
         total.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
     return total.hexdigest()

@@ -1,0 +1,77 @@
+"""What is passed on of a subset: the rows that break no promise that costs a row, and that depend on none that does."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unimed.data import facts, sql
+from unimed.data.promises import Promise
+
+
+def leave_out(connection: duckdb.DuckDBPyConnection, promises: Sequence[Promise]) -> None:
+    """Make the tables `dropped_<table>` of the numbers of all rows that are left out, from those that `judging.judge` left."""
+    for table in facts.SCHEMAS:
+        tests = [f"broken_{promise.name}" for promise in promises if promise.table == table and promise.severity == "quarantine"]
+        connection.execute(f"CREATE TABLE quarantined_{table} AS SELECT row FROM faulty_{table} WHERE {' OR '.join(tests) or 'false'}")
+    for statement in _DROPPED:
+        connection.execute(statement)
+
+
+def write(connection: duckdb.DuckDBPyConnection, subset: Path, folder: Path) -> dict[str, int]:
+    """Write the tables without the rows that are left out, in the same order, and give the number of rows of each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {}
+    for table, schema in facts.SCHEMAS.items():
+        dropped = connection.sql(f"SELECT row FROM dropped_{table} ORDER BY row").fetchnumpy()["row"]
+        rows = sql.even(_without(subset / f"{table}.parquet", dropped), schema)
+        kept[table] = sql.write(folder / f"{table}.parquet", rows, schema)
+    return kept
+
+
+def _without(path: Path, dropped: np.ndarray) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file but for those with these numbers, which are in order. Not in SQL: it would sort what is in order."""
+    first = 0
+    for batch in pq.ParquetFile(path).iter_batches(sql.ROWS):
+        low, high = np.searchsorted(dropped, [first, first + len(batch)])
+        keep = np.ones(len(batch), dtype=bool)
+        keep[dropped[low:high] - first] = False
+        first += len(batch)
+        yield batch.filter(pa.array(keep))
+
+
+def counts(folder: Path) -> dict[str, Any]:
+    """How many rows the tables in a folder have, and how they fall: what `Tables.counts` says, of tables of any size."""
+    with sql.opened(**{table: folder / f"{table}.parquet" for table in facts.SCHEMAS}) as connection:
+        totals = {table: connection.sql(f"SELECT count(*) FROM {table}").fetchall()[0][0] for table in facts.SCHEMAS}
+        return totals | {name: _tally(connection, source, column) for name, (source, column) in _COUNTED.items()}
+
+
+def _tally(connection: duckdb.DuckDBPyConnection, source: str, column: str) -> dict[str, int]:
+    return dict(connection.sql(f"SELECT {column}, count(*) FROM {source} GROUP BY {column} ORDER BY {column}").fetchall())
+
+
+_ABOUT = "conversations JOIN samples USING (sample_id)"
+_COUNTED = {
+    **{f"samples_by_{column}": ("samples", column) for column in ("modality", "split", "licence")},
+    "masks_by_class": ("masks", "class_name"),
+    **{f"conversations_by_{column}": (_ABOUT, column) for column in ("task", "question_type", "modality", "source", "split")},
+}
+_DROPPED = (
+    "CREATE VIEW dropped_samples AS FROM quarantined_samples",
+    """
+CREATE TABLE dropped_masks AS
+FROM quarantined_masks UNION SELECT row FROM measured_masks
+WHERE sample_id NOT IN (SELECT sample_id FROM numbered_samples ANTI JOIN quarantined_samples USING (row))
+""",
+    """
+CREATE TABLE dropped_conversations AS
+FROM quarantined_conversations UNION SELECT row FROM numbered_conversations
+WHERE sample_id NOT IN (SELECT sample_id FROM numbered_samples ANTI JOIN quarantined_samples USING (row))
+UNION SELECT row FROM named WHERE mask_id NOT IN (SELECT mask_id FROM named_masks ANTI JOIN dropped_masks USING (row))
+""",
+)
