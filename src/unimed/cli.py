@@ -10,6 +10,7 @@ import typer
 
 from unimed import NOTICE, cluster, environment
 from unimed import demo as demonstration
+from unimed.data import audit_command
 from unimed.errors import BAD_INPUT, InputError
 from unimed.release import commands as release_commands
 from unimed.release import paper_commands
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Make or write back data.", no_args_is_help=True)
 app.add_typer(data, name="data")
+data.command()(audit_command.audit)
 cluster.add(app)
 paper_commands.add(app)
 release_commands.add(app)

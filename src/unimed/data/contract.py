@@ -7,7 +7,7 @@ from pathlib import Path
 import duckdb
 
 from unimed.config import Validate
-from unimed.data import contract_report, facts, judging, passing, tables
+from unimed.data import audit, audit_files, contract_report, facts, judging, passing, tables
 from unimed.data.judging import Outcome
 from unimed.data.promises import contract
 from unimed.data.raw import load
@@ -36,7 +36,8 @@ def write(subset: Path, shards: Path, folder: Path, bounds: Validate) -> None:
             "checked": {outcome.promise.table: outcome.of for outcome in outcomes if outcome.promise.table in facts.SCHEMAS},
             "kept": kept,
             "expectations": [outcome.summary() for outcome in outcomes],
-            "bounds": bounds.model_dump(),
+            "audits": audit.summary(audit_files.subset(connection)),
+            "bounds": bounds.model_dump(mode="json"),
             "subset_sha256": tables.digest(subset),
         }
         manifest = load(subset / "manifest.json") | {"counts": counts}

@@ -91,7 +91,7 @@ def facts(row: Row, classes: wording.Classes, orientation: str) -> ConversationF
         seg_surplus=answered.count(SEG) - len(targets),
         region_surplus=asked.count(REGION) - sum(len(turn["regions"]) for turn in said),
         empty_texts=sum(not text.strip() for text in (*questions, *answers)),
-        solution_is_option=row["task"] != "reasoning" or _is_option(row, answers),
+        solution_is_option=row["task"] != "reasoning" or is_option(row, answers),
         class_agrees=not any(classes.contradict(one.question, one.classes("target")) for one in shown),
         region_class_agrees=not any(classes.contradict(one.answer, one.classes("region")) for one in shown if not one.like("target")),
         absent_is_absent=row["task"] != "grounding" or not any(_is_there(one, classes, row["present"]) for one in shown),
@@ -156,7 +156,7 @@ def _side_is_seen(one: _Shown, row: Row, orientation: str) -> bool:
 
 def _modality_contradicts(row: Row, one: _Shown) -> bool:
     answer = one.answer
-    if row["task"] == "reasoning" and _is_option(row, [answer]):
+    if row["task"] == "reasoning" and is_option(row, [answer]):
         answer = json.loads(row["options"])[string.ascii_uppercase.index(answer)]
     return wording.modality_contradicts(one.question.partition("\n")[0], answer, row["modality"])
 
@@ -190,7 +190,8 @@ def _is_turn(turn: Any) -> bool:
     )
 
 
-def _is_option(row: Row, answers: list[str]) -> bool:
+def is_option(row: Row, answers: list[str]) -> bool:
+    """Whether the only answer of a multiple-choice row is its solution, and that the letter of an option."""
     try:
         options = json.loads(row["options"])
     except json.JSONDecodeError:
