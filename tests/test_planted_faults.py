@@ -144,7 +144,10 @@ IMAGES = {
     "image cut short": ("image_decodes", lambda found: truncated(found, a_sample(found))),
     "text for an image": ("image_decodes", lambda found: found.pack(a_sample(found), b"no image")),
     "other size": ("image_size", lambda found: found.pack(a_sample(found), Image.effect_noise((30, 40), 50))),
-    "colours of print": ("image_channels", lambda found: found.pack(a_sample(found), noise(found, a_sample(found)).convert("CMYK"), "JPEG")),
+    "colours of print": (
+        "image_channels",
+        lambda found: found.pack(a_sample(found), noise(found, a_sample(found)).convert("CMYK"), "JPEG"),
+    ),
     "mask for an image": ("image_has_content", lambda found: found.pack(a_sample(found), two_values(found, a_sample(found)))),
     "blank image": ("image_has_content", lambda found: found.pack(a_sample(found), Image.new("L", size_of(found, a_sample(found)), 7))),
     "slice of another name": ("image_name", lambda found: found.put("samples", a_sample(found), slice="z_0099")),
@@ -194,8 +197,9 @@ def renamed(text: str):
 
 
 def mask_of_another(turn: dict, found: Subset) -> list[list[str]]:
-    stem = turn["targets"][0][0].rpartition("--")[0]
-    return [[next(key for key in found.tables.masks["mask_id"] if not key.startswith(stem))]]
+    """A mask of the same class on another image."""
+    stem, name, rows = turn["targets"][0][0].rpartition("--")[0], class_of(turn, found), found.tables.masks
+    return [[next(key for key in rows["mask_id"][rows["class_name"] == name] if not key.startswith(stem))]]
 
 
 def ask_for_what_is_there(found: Subset) -> str:
@@ -203,9 +207,7 @@ def ask_for_what_is_there(found: Subset) -> str:
     mask = a_mask(found)
     row = found.tables.masks.set_index("mask_id").loc[mask]
     about = found.tables.conversations[found.tables.conversations["sample_id"] == row["sample_id"]]
-    key = next(
-        key for key, text in about[["conversation_id", "turns"]].itertuples(index=False) if points_at_nothing(json.loads(text)[0])
-    )
+    key = next(key for key, text in about[["conversation_id", "turns"]].itertuples(index=False) if points_at_nothing(json.loads(text)[0]))
     turn = {"question": f"Please segment the {row['class_name']} in this image.", "answer": "There is none.", "regions": [], "targets": []}
     return found.say(key, turn)
 
@@ -239,7 +241,11 @@ def side_of_mask(found: Subset) -> str:
 
 CONVERSATIONS = {
     "listed twice": ("conversation_ids_unique", "grounding", lambda found: found.double("conversations")),
-    "no JSON": ("turns_readable", "grounding", lambda found: found.put("conversations", found.turn(points_at_nothing)[0], turns='[{"a": 1}]')),
+    "no JSON": (
+        "turns_readable",
+        "grounding",
+        lambda found: found.put("conversations", found.turn(points_at_nothing)[0], turns='[{"a": 1}]'),
+    ),
     "no image": (
         "conversation_has_image",
         "grounding",

@@ -121,7 +121,8 @@ def subset(connection: duckdb.DuckDBPyConnection) -> list[audit.Row]:
     """Audits of the multiple choice and the closed questions of a subset, learnt from its train split and asked of the others."""
     query = """
         SELECT task, question_type, answer_type, turns, options, solution, dataset || '/' || "case" AS "group", split
-        FROM numbered_conversations JOIN known_samples USING (sample_id) WHERE task = 'reasoning' OR answer_type = 'CLOSED' ORDER BY row
+        FROM numbered_conversations AS said JOIN known_samples USING (sample_id) WHERE task = 'reasoning' OR answer_type = 'CLOSED'
+        ORDER BY said.row
     """
     rows = connection.sql(query).to_arrow_table().to_pylist()
     items = [item for row in rows if row["task"] == "reasoning" for item in _of_row(row)]

@@ -7,7 +7,7 @@ from pathlib import Path
 import duckdb
 
 from unimed.config import Validate
-from unimed.data import audit, audit_files, contract_report, facts, judging, passing, tables
+from unimed.data import audit, audit_files, contract_report, counts, facts, judging, passing, sql, tables
 from unimed.data.judging import Outcome
 from unimed.data.promises import contract
 from unimed.data.raw import load
@@ -28,8 +28,9 @@ def write(subset: Path, shards: Path, folder: Path, bounds: Validate) -> None:
         passing.leave_out(connection, promises)
         _refuse(connection, outcomes, bounds, subset)
         kept = passing.write(connection, subset, folder)
-        counts = passing.counts(folder)
-        if not counts["conversations_by_split"].get("train"):
+        with sql.opened(**{table: folder / f"{table}.parquet" for table in facts.SCHEMAS}) as passed:
+            found = counts.counts(passed)
+        if not found["conversations_by_split"].get("train"):
             raise InputError(f"{subset}: expected at least one train conversation that keeps the contract, found none")
         verdict = {
             "passed": True,
@@ -40,7 +41,7 @@ def write(subset: Path, shards: Path, folder: Path, bounds: Validate) -> None:
             "bounds": bounds.model_dump(mode="json"),
             "subset_sha256": tables.digest(subset),
         }
-        manifest = load(subset / "manifest.json") | {"counts": counts}
+        manifest = load(subset / "manifest.json") | {"counts": found}
         tables.write_json(folder / "manifest.json", manifest)
         tables.write_json(folder / "verdict.json", verdict)
         contract_report.write(folder / "report.html", verdict, manifest, outcomes, connection, shards)

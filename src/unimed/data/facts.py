@@ -32,16 +32,40 @@ def opened(subset: Path, shards: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 
     Raises InputError when a table is missing or has other columns, or the manifest gives an orientation that is none.
     """
-    orientation = _orientation(subset)
     for name, schema in SCHEMAS.items():
         tables.opened(subset / f"{name}.parquet", schema)
+    orientation = _orientation(subset)
+    with tempfile.TemporaryDirectory(prefix="unimed-facts-") as scratch:
+        log.info("%d images measured, the facts of all others were kept", measure_images(subset, shards, Path(scratch)))
+        log.info("%d masks measured, the facts of all others were kept", measure_masks(subset, Path(scratch)))
+        with joined(subset, Path(scratch), orientation) as connection:
+            yield connection
+
+
+def measure_images(subset: Path, shards: Path, folder: Path) -> int:
+    """Write into `folder` what the shards hold for a subset, in parts, and give the number of images that were decoded for it."""
+    with sql.opened(samples=subset / "samples.parquet") as connection:
+        asked = list(image_facts.jobs(connection, folder))
+    if not asked:
+        image_facts.write_none(folder / "images-none.parquet")
+    return _all(partial(image_facts.write, root=shards, cache=fact_cache.folder()), asked, "shards checked")
+
+
+def measure_masks(subset: Path, folder: Path) -> int:
+    """Write into `folder` what the masks of a subset measure, in parts, and give the number of masks that were unpacked for it."""
+    groups = list(mask_facts.groups(subset / "masks.parquet", folder, "masks"))
+    return _all(partial(mask_facts.write, cache=fact_cache.folder()), groups, "tables of masks checked")
+
+
+@contextmanager
+def joined(subset: Path, folder: Path, orientation: Mapping[str, str]) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The DuckDB of `opened`, from what the two above have written into `folder`."""
     places = {name: subset / f"{name}.parquet" for name in SCHEMAS}
-    with tempfile.TemporaryDirectory(prefix="unimed-facts-") as scratch, sql.opened(**places) as connection:
-        folder = Path(scratch)
+    measured = {f"measured_{name}": folder / f"{name}-*.parquet" for name in ("images", "masks")}
+    with sql.opened(**places, **measured) as connection:
         for name, place in places.items():
             source = f"read_parquet({literal(str(place))}, file_row_number = true)"
             connection.execute(f"CREATE VIEW numbered_{name} AS SELECT * RENAME (file_row_number AS row) FROM {source}")
-        _measure_pixels(connection, places["masks"], shards, folder)
         _find_duplicates(connection)
         _read_conversations(connection, places["conversations"], folder, orientation)
         for statement in _VIEWS:
@@ -58,19 +82,6 @@ def _orientation(subset: Path) -> Mapping[str, str]:
             f"{subset / 'manifest.json'}: expected 'orientation' by data set ({' or '.join(ORIENTATIONS)}), found {found!r:.80}"
         )
     return found
-
-
-def _measure_pixels(connection: duckdb.DuckDBPyConnection, masks: Path, shards: Path, folder: Path) -> None:
-    cache = fact_cache.folder()
-    asked = list(image_facts.jobs(connection, folder))
-    images = _all(partial(image_facts.write, root=shards, cache=cache), asked, "shards checked")
-    groups = list(mask_facts.groups(masks, folder, "masks"))
-    measured = _all(partial(mask_facts.write, cache=cache), groups, "tables of masks checked")
-    log.info("%d images and %d masks measured, the facts of all others were kept", images, measured)
-    if not asked:
-        image_facts.write_none(folder / "images-none.parquet")
-    for name in ("images", "masks"):
-        connection.read_parquet(str(folder / f"{name}-*.parquet")).create_view(f"measured_{name}")
 
 
 def _all(function: Any, jobs: list[Any], label: str) -> int:

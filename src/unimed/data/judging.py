@@ -42,6 +42,13 @@ def judge(connection: duckdb.DuckDBPyConnection, promises: Sequence[Promise]) ->
 
     Raises RuntimeError where Great Expectations judges a row otherwise than the SQL of its promise.
     """
+    outcomes, evidence = find(connection, promises)
+    agree(evidence, promises)
+    return outcomes
+
+
+def find(connection: duckdb.DuckDBPyConnection, promises: Sequence[Promise]) -> tuple[list[Outcome], dict[str, pd.DataFrame]]:
+    """The outcome of every promise by its SQL, and for each table the rows that Great Expectations is to judge."""
     frames, outcomes = {}, {}
     for table in KEYS:
         asked = [promise for promise in promises if promise.table == table]
@@ -49,8 +56,7 @@ def judge(connection: duckdb.DuckDBPyConnection, promises: Sequence[Promise]) ->
         [[of]] = connection.sql(f"SELECT count(*) FROM facts_of_{table}").fetchall()
         outcomes |= {promise.name: _outcome(connection, promise, of) for promise in asked}
         frames[table] = _evidence(connection, table, asked)
-    _agree(frames, promises)
-    return [outcomes[promise.name] for promise in promises]
+    return [outcomes[promise.name] for promise in promises], frames
 
 
 def _find(connection: duckdb.DuckDBPyConnection, table: str, promises: Sequence[Promise]) -> None:
@@ -86,7 +92,8 @@ def _offenders(promise: Promise) -> str:
     return f"({source} LIMIT {_SHARE})"
 
 
-def _agree(frames: Mapping[str, pd.DataFrame], promises: Sequence[Promise]) -> None:
+def agree(frames: Mapping[str, pd.DataFrame], promises: Sequence[Promise]) -> None:
+    """Raise RuntimeError where Great Expectations judges a row otherwise than the SQL of its promise."""
     found = expect(frames, promises)
     for promise in promises:
         sql = {row for row, broken in enumerate(frames[promise.table][f"broken_{promise.name}"]) if broken}

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import numpy as np
@@ -44,23 +43,6 @@ def _without(path: Path, dropped: np.ndarray) -> Iterator[pa.RecordBatch]:
         yield batch.filter(pa.array(keep))
 
 
-def counts(folder: Path) -> dict[str, Any]:
-    """How many rows the tables in a folder have, and how they fall: what `Tables.counts` says, of tables of any size."""
-    with sql.opened(**{table: folder / f"{table}.parquet" for table in facts.SCHEMAS}) as connection:
-        totals = {table: connection.sql(f"SELECT count(*) FROM {table}").fetchall()[0][0] for table in facts.SCHEMAS}
-        return totals | {name: _tally(connection, source, column) for name, (source, column) in _COUNTED.items()}
-
-
-def _tally(connection: duckdb.DuckDBPyConnection, source: str, column: str) -> dict[str, int]:
-    return dict(connection.sql(f"SELECT {column}, count(*) FROM {source} GROUP BY {column} ORDER BY {column}").fetchall())
-
-
-_ABOUT = "conversations JOIN samples USING (sample_id)"
-_COUNTED = {
-    **{f"samples_by_{column}": ("samples", column) for column in ("modality", "split", "licence")},
-    "masks_by_class": ("masks", "class_name"),
-    **{f"conversations_by_{column}": (_ABOUT, column) for column in ("task", "question_type", "modality", "source", "split")},
-}
 _DROPPED = (
     "CREATE VIEW dropped_samples AS FROM quarantined_samples",
     """

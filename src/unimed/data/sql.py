@@ -69,8 +69,7 @@ def write(path: Path, parts: Iterable[pa.Table], schema: pa.Schema) -> int:
     total = 0
     with pq.ParquetWriter(path, schema.remove_metadata(), compression="zstd") as writer:
         for part in parts:
-            if not part.num_rows:
-                continue  # else it would be a row group of nothing, and the same content have other bytes
-            writer.write_table(part.replace_schema_metadata(None), row_group_size=ROWS)
+            if part.num_rows:  # an empty row group would tell a table without rows from a query without any
+                writer.write_table(part.replace_schema_metadata(None), row_group_size=ROWS)
             total += part.num_rows
     return total

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unimed.data import sql
+from unimed.data import counts, sql
 from unimed.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -62,21 +62,10 @@ class Tables:
 
     def counts(self) -> dict[str, Any]:
         """How many rows of each table, and how they fall by modality, class, source and split."""
-        about = self.conversations.merge(self.samples[["sample_id", "modality", "split"]], on="sample_id")
-        return {
-            "samples": len(self.samples),
-            "masks": len(self.masks),
-            "conversations": len(self.conversations),
-            "samples_by_modality": tally(self.samples["modality"]),
-            "samples_by_split": tally(self.samples["split"]),
-            "samples_by_licence": tally(self.samples["licence"]),
-            "masks_by_class": tally(self.masks["class_name"]),
-            "conversations_by_task": tally(about["task"]),
-            "conversations_by_question_type": tally(about["question_type"]),
-            "conversations_by_modality": tally(about["modality"]),
-            "conversations_by_source": tally(about["source"]),
-            "conversations_by_split": tally(about["split"]),
-        }
+        with sql.opened() as connection:
+            for name, rows in vars(self).items():
+                connection.register(name, rows)
+            return counts.counts(connection)
 
 
 def frame(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pd.DataFrame:
