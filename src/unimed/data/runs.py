@@ -10,8 +10,8 @@ from scipy.sparse.csgraph import connected_components
 MEASURES = pa.schema(
     [("unpacks", pa.bool_()), ("area_px", pa.int64()), *((name, pa.int32()) for name in ("components", "left", "top", "right", "bottom"))]
 )
-_AT_ONCE = 4096
-"""Masks measured together: enough to keep numpy busy, few enough to keep memory flat."""
+_AT_ONCE = 512
+"""Masks measured together: few enough to stay in the processor's cache, which is worth a quarter."""
 
 _LONGEST_CODE = 6
 """Characters a run length may take, as in masks.py."""
