@@ -203,7 +203,7 @@ def test_the_report_shows_offenders_needs_nothing_from_elsewhere_and_runs_nothin
 
     validated(made, tmp_path, change=change)
     page = (tmp_path / "valid" / "report.html").read_text()
-    assert NOTICE in page and f"<figcaption>{LIVER}</figcaption>" in page
+    assert NOTICE in page and f"<figcaption><b>liver</b><br>{LIVER}</figcaption>" in page
     assert page.count("data:image/png;base64,") == 6, "one mask, one image of no modality, and four of the images without a licence"
     assert not re.search(r"""<script|(?:src|href)=["'](?!data:)|https?://|@import""", page)
 

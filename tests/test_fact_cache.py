@@ -52,7 +52,9 @@ def test_what_was_kept_comes_back_and_nothing_else_does(tmp_path):
 
 
 def test_other_code_and_other_libraries_look_for_other_facts():
-    names = {fact_cache.key("0" * 64, *one) for one in [((masks,),), ((tables,),), ((masks, tables),), ((masks,), "1.0"), ((masks,), "1.1")]}
+    names = {
+        fact_cache.key("0" * 64, *one) for one in [((masks,),), ((tables,),), ((masks, tables),), ((masks,), "1.0"), ((masks,), "1.1")]
+    }
     assert len(names) == 5
 
 

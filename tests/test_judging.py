@@ -16,10 +16,45 @@ from unimed.data.checks import Between, FreeOf, NoneOf, OneOf, Unique
 from unimed.data.facts import KEYS
 from unimed.data.promises import Promise, contract
 
-PROMISES = contract(raw_tree.BOUNDS.model_copy(update={"licences": ("CC0-1.0", "it's"), "least_masks_of_class": 3, "least_images_of_modality": 3}))
+PROMISES = contract(
+    raw_tree.BOUNDS.model_copy(update={"licences": ("CC0-1.0", "it's"), "least_masks_of_class": 3, "least_images_of_modality": 3})
+)
 FRAGMENTS = (
-    *("The liver", " is ", "<SEG>", "<image>", "</mask>", "{organ}", "{}", "{a_b}", "SUV_{max}", "[ORGAN]", "[1, 2]", "TODO", "todo", "NaN", "banana"),
-    *("masks/", "images/a--b", ".png", ".pngx", "x.jpeg", "C:\\", "/data/x/", "mg/kg/day", "a--b--z_0001", "a -- b", "%s", "50%", "é", "\n", "'", " "),
+    *(
+        "The liver",
+        " is ",
+        "<SEG>",
+        "<image>",
+        "</mask>",
+        "{organ}",
+        "{}",
+        "{a_b}",
+        "SUV_{max}",
+        "[ORGAN]",
+        "[1, 2]",
+        "TODO",
+        "todo",
+        "NaN",
+        "banana",
+    ),
+    *(
+        "masks/",
+        "images/a--b",
+        ".png",
+        ".pngx",
+        "x.jpeg",
+        "C:\\",
+        "/data/x/",
+        "mg/kg/day",
+        "a--b--z_0001",
+        "a -- b",
+        "%s",
+        "50%",
+        "é",
+        "\n",
+        "'",
+        " ",
+    ),
 )
 
 
@@ -38,8 +73,17 @@ def values(check: Any, rng: np.random.Generator, count: int) -> Sequence[Any]:
 
 
 def facts_of(table: str, promises: Sequence[Promise], rng: np.random.Generator, count: int) -> pd.DataFrame:
-    columns = {promise.check.column: values(promise.check, rng, count) for promise in promises if promise.table == table}
+    drawn: dict[str, list[Sequence[Any]]] = {}
+    for promise in promises:
+        if promise.table == table:
+            drawn.setdefault(promise.check.column, []).append(values(promise.check, rng, count))
+    columns = {name: [some[int(rng.integers(len(some)))] for some in zip(*kinds, strict=True)] for name, kinds in drawn.items()}
     return pd.DataFrame({"row": range(count), KEYS[table]: [f"id {number}" for number in range(count)], **columns})
+
+
+def without_rows() -> dict[str, pd.DataFrame]:
+    """Facts of no row of any table, in columns of the right kinds."""
+    return {table: facts_of(table, PROMISES, np.random.default_rng(0), 9).head(0) for table in KEYS}
 
 
 @contextmanager
@@ -49,6 +93,7 @@ def holding(frames: dict[str, pd.DataFrame]) -> Iterator[duckdb.DuckDBPyConnecti
         for table, rows in frames.items():
             connection.register(f"given_{table}", rows)
             connection.execute(f"CREATE TABLE facts_of_{table} AS FROM given_{table}")
+            connection.execute(f"CREATE VIEW {table} AS FROM given_{table}")
             key = KEYS[table]
             connection.execute(f"CREATE TABLE duplicate_{table} AS SELECT {key} FROM given_{table} GROUP BY {key} HAVING count(*) > 1")
         yield connection
@@ -83,7 +128,7 @@ class Careless(Between):
 
 @pytest.mark.parametrize(("predicate", "rows"), [("false", 1), ("true", 2)])
 def test_sql_that_judges_otherwise_is_an_error(predicate, rows):
-    frames = {table: facts_of(table, PROMISES, np.random.default_rng(0), 0) for table in KEYS}
+    frames = without_rows()
     frames["masks"] = facts_of("masks", PROMISES, np.random.default_rng(0), 3).assign(area_px=[0, 9, 9])
     promises = [
         replace(promise, check=Careless("area_px", low=1, predicate=predicate)) if promise.name == "mask_not_empty" else promise
@@ -94,15 +139,15 @@ def test_sql_that_judges_otherwise_is_an_error(predicate, rows):
 
 
 def test_offenders_beyond_the_share_are_counted_all_the_same_and_the_first_are_named():
-    frames = {table: facts_of(table, PROMISES, np.random.default_rng(0), 0) for table in KEYS}
-    rows = facts_of("samples", PROMISES, np.random.default_rng(0), 4000).assign(sample_id=[f"id {number // 3 % 900}" for number in range(4000)])
+    frames = without_rows()
+    rows = facts_of("samples", PROMISES, np.random.default_rng(0), 4000).assign(
+        sample_id=[f"id {number // 3 % 900}" for number in range(4000)]
+    )
     frames["samples"] = rows.assign(modality=["ct" if number % 2 else "sonar" for number in range(4000)])
     with holding(frames) as connection:
         outcomes = {outcome.promise.name: outcome for outcome in judging.judge(connection, PROMISES)}
-        _, evidence = 0, connection.sql("SELECT count(*) FROM faulty_samples").fetchall()
     assert outcomes["modality_known"].failed == 2000 and outcomes["modality_known"].rows == (0, 2, 4, 6, 8)
     assert outcomes["image_ids_unique"].failed == 4000 and outcomes["image_ids_unique"].ids == ("id 0", "id 0", "id 0", "id 1", "id 1")
-    assert evidence == [(4000,)]
 
 
 def test_a_value_with_a_quote_is_a_value():

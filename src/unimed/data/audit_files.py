@@ -85,12 +85,15 @@ def _item(record: Any, file: str, position: int) -> Item:
 
 def _apart(problem: str) -> Mapping[str, Any]:
     """The question of a problem and its options, lettered A, B and so on, on lines of their own or not."""
-    marks = list(_LETTERED.finditer(problem))
-    first = next((number for number, mark in enumerate(marks) if mark[1] == "A"), len(marks))
-    marks = [mark for number, mark in enumerate(marks[first:]) if mark[1] == string.ascii_uppercase[number]]
+    marks: list[re.Match[str]] = []
+    for mark in _LETTERED.finditer(problem):
+        if mark[1] == string.ascii_uppercase[: len(marks) + 1][-1]:
+            marks.append(mark)
+    if not marks:
+        return {"question": problem, "options": []}
     ends = [*(mark.start() for mark in marks[1:]), len(problem)]
     options = [problem[mark.end() : end].strip(" \t\n,;") for mark, end in zip(marks, ends, strict=True)]
-    return {"question": problem[: marks[0].start()].strip() if marks else problem, "options": options}
+    return {"question": problem[: marks[0].start()].strip(), "options": options}
 
 
 def pictures(items: Sequence[Item], folder: Path) -> dict[str, int]:

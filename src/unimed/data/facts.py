@@ -119,9 +119,10 @@ def _read_conversations(connection: duckdb.DuckDBPyConnection, source: Path, fol
     connection.read_parquet(str(folder / "conversations-*.parquet")).create_view("facts_of_conversations")
 
 
+# The data set by the name of the image, which says it: a join of all masks with all images would take as long as all that follows.
 _CLASSES = """
 CREATE TABLE class_names AS
-SELECT dataset, class_id, class_name, count(*) AS masks FROM measured_masks JOIN known_samples USING (sample_id) GROUP BY ALL
+SELECT split_part(sample_id, '--', 2) AS dataset, class_id, class_name, count(*) AS masks FROM measured_masks GROUP BY ALL
 """
 
 _JOINED = """
@@ -170,9 +171,11 @@ WITH ids AS (
 SELECT mask.row, mask_id, about.sample_id IS NOT NULL AS sample_exists, unpacks, area_px, components,
     coalesce(about.height = mask.height AND about.width = mask.width, true) AS size_matches, area_px = area AS area_matches,
     area_px / greatest(mask.height::BIGINT * mask.width, 1) AS area_fraction, coalesce(names_of_class_id, 1) AS names_of_class_id,
-    starts_with(mask_id, mask.sample_id || '--') AND regexp_full_match(ending, '[0-9]{4,}_([0-9]{3,}|merged)')
-        AND coalesce(try_cast(split_part(ending, '_', 1) AS BIGINT) = mask.class_id, false)
-        AND coalesce(try_cast(replace(split_part(ending, '_', 2), 'merged', '-1') AS BIGINT) = instance, false) AS name_agrees
+    CASE WHEN mask_id = mask.sample_id || format('--{:04d}_{:03d}', mask.class_id, instance) THEN true
+        WHEN NOT starts_with(mask_id, mask.sample_id || '--') OR NOT regexp_full_match(ending, '[0-9]{4,}_([0-9]{3,}|merged)') THEN false
+        ELSE coalesce(try_cast(split_part(ending, '_', 1) AS BIGINT) = mask.class_id, false)
+            AND coalesce(try_cast(replace(split_part(ending, '_', 2), 'merged', '-1') AS BIGINT) = instance, false)
+        END AS name_agrees
 FROM named_apart AS mask LEFT JOIN known_samples AS about USING (sample_id)
     LEFT JOIN ids ON ids.dataset = about.dataset AND ids.class_id = mask.class_id
 """,

@@ -10,7 +10,7 @@ import duckdb
 import pandas as pd
 
 from unimed.data.checks import Unique
-from unimed.data.facts import KEYS
+from unimed.data.facts import KEYS, SCHEMAS
 from unimed.data.promises import Promise
 
 SHOWN = 5
@@ -53,7 +53,7 @@ def find(connection: duckdb.DuckDBPyConnection, promises: Sequence[Promise]) -> 
     for table in KEYS:
         asked = [promise for promise in promises if promise.table == table]
         _find(connection, table, asked)
-        [[of]] = connection.sql(f"SELECT count(*) FROM facts_of_{table}").fetchall()
+        [[of]] = connection.sql(f"SELECT count(*) FROM {table if table in SCHEMAS else f'facts_of_{table}'}").fetchall()
         outcomes |= {promise.name: _outcome(connection, promise, of) for promise in asked}
         frames[table] = _evidence(connection, table, asked)
     return [outcomes[promise.name] for promise in promises], frames

@@ -46,14 +46,19 @@ def _without(path: Path, dropped: np.ndarray) -> Iterator[pa.RecordBatch]:
 _DROPPED = (
     "CREATE VIEW dropped_samples AS FROM quarantined_samples",
     """
+CREATE TABLE lost_samples AS
+SELECT sample_id FROM numbered_samples SEMI JOIN quarantined_samples USING (row)
+EXCEPT SELECT sample_id FROM numbered_samples ANTI JOIN quarantined_samples USING (row)
+""",
+    """
 CREATE TABLE dropped_masks AS
-FROM quarantined_masks UNION SELECT row FROM measured_masks
-WHERE sample_id NOT IN (SELECT sample_id FROM numbered_samples ANTI JOIN quarantined_samples USING (row))
+FROM quarantined_masks UNION SELECT row FROM faulty_masks WHERE NOT sample_exists
+UNION SELECT row FROM measured_masks SEMI JOIN lost_samples USING (sample_id)
 """,
     """
 CREATE TABLE dropped_conversations AS
-FROM quarantined_conversations UNION SELECT row FROM numbered_conversations
-WHERE sample_id NOT IN (SELECT sample_id FROM numbered_samples ANTI JOIN quarantined_samples USING (row))
+FROM quarantined_conversations UNION SELECT row FROM faulty_conversations WHERE NOT sample_exists
+UNION SELECT row FROM numbered_conversations SEMI JOIN lost_samples USING (sample_id)
 UNION SELECT row FROM named WHERE mask_id NOT IN (SELECT mask_id FROM named_masks ANTI JOIN dropped_masks USING (row))
 """,
 )
