@@ -34,7 +34,10 @@ def write(
     connection: duckdb.DuckDBPyConnection,
     folder: Path,
 ) -> None:
-    """Write the report; it refers to no other file and no address. The connection is that of facts.py, the folder that of the shards."""
+    """Write the report, which refers to no other file and no address.
+
+    The connection is that of facts.py, the folder that of the shards.
+    """
     told = [outcome for outcome in outcomes if outcome.failed]
     cases = {table: _cases(connection, table, told, folder) for table in facts.SCHEMAS}
     broken = [

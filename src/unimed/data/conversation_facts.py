@@ -46,7 +46,10 @@ FACTS = pa.schema([(name, _KINDS[kind]) for name, kind in ConversationFacts.__an
 
 
 def write_named(group: Group) -> int:
-    """Write NAMED of a row group of conversations.parquet; a row that cannot be read names nothing. Gives the number of masks named."""
+    """Write NAMED of a row group of conversations.parquet, and give the number of masks named.
+
+    A row that cannot be read names nothing.
+    """
     rows = mask_facts.read(group, ["turns"]).to_pylist()
     named = [name for row in rows for name in _named(row["row"], turns(row["turns"]))]
     pq.write_table(pa.Table.from_pylist(named, schema=NAMED), group.path)
