@@ -25,7 +25,15 @@ BARE = STEMS[-1]
 """The image without a mask."""
 
 TOLERANT = Ingest(split=Split(train=0.5, val=0.25, test=0.25), max_bad_fraction=1, max_pixels=10_000, shard_size_mb=1, licences={})
-BOUNDS = Validate(min_area_px=4, max_area_fraction=0.9, max_bad_fraction=1)
+BOUNDS = Validate(
+    min_area_px=4,
+    max_area_fraction=0.9,
+    max_components=20,
+    least_masks_of_class=0,
+    least_images_of_modality=0,
+    licences=None,
+    max_bad_fraction=1,
+)
 ALL = Subset(train=None, val=None, test=None)
 VQA, REGION, GROUNDING = (f"MeCoVQA/train/MeCoVQA-{name}.json" for name in ("Complex", "Region", "Grounding"))
 CAPTIONS, CHOICES = "alignment/alignment.json", "reasoning/multiple_choice.json"

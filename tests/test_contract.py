@@ -14,7 +14,7 @@ from raw_tree import BOUNDS, STEMS
 
 from unimed import NOTICE
 from unimed.config import Ingest, Validate
-from unimed.data import contract, masks, subset, tables
+from unimed.data import contract, facts, masks, subset, tables
 from unimed.data.tables import Tables
 from unimed.errors import InputError
 
@@ -68,7 +68,7 @@ def in_row(table, key, **values):
 
     def change(whole: Tables) -> Tables:
         rows = getattr(whole, table).copy()
-        place = rows[contract.KEYS[table]] == key
+        place = rows[facts.KEYS[table]] == key
         assert place.sum() == 1
         for column, value in values.items():
             rows.loc[place, column] = value
@@ -103,7 +103,7 @@ ROWS = {
     "seg_per_target": ("conversations", f"{STEMS[1]}--g3", {"turns": turn(answer="<SEG> <SEG>", targets=[[f"{STEMS[1]}--0002_000"]])}),
     "mark_per_region": ("conversations", f"{STEMS[2]}--g3", {"turns": turn(question="What?", regions=[f"{STEMS[2]}--0002_000"])}),
     "no_empty_text": ("conversations", f"{STEMS[3]}--g0", {"turns": turn(answer=" ")}),
-    "no_leftover": ("conversations", f"{STEMS[4]}--g0", {"turns": turn(question="See masks/x")}),
+    "no_path": ("conversations", f"{STEMS[4]}--g0", {"turns": turn(question="See masks/x")}),
 }
 LEFT = {f"{STEMS[3]}--g3", f"{STEMS[4]}--g3"}
 """The only conversations that name no damaged row."""
@@ -128,7 +128,7 @@ def test_a_damaged_row_is_named_and_left_out(damaged, promise):
     table, key, _ = ROWS[promise]
     told = next(one for one in verdict["expectations"] if one["name"] == promise)
     assert key in told["examples"] and told["severity"] == "quarantine"
-    assert key not in set(getattr(Tables.read(folder), table)[contract.KEYS[table]])
+    assert key not in set(getattr(Tables.read(folder), table)[facts.KEYS[table]])
 
 
 def test_what_depends_on_a_damaged_row_is_left_out_and_nothing_else(damaged):
@@ -144,8 +144,8 @@ def test_a_row_breaks_the_promise_that_it_breaks_and_no_other(damaged):
     counts = broken(damaged[0])
     assert counts["mask_not_empty"] == counts["mask_area_noted"] == 2, "run lengths that do not unpack have no area either"
     assert {
-        name: counts[name] for name in ("image_size", "modality_known", "mask_not_inverted", "mark_per_region", "no_leftover")
-    } == dict.fromkeys(("image_size", "modality_known", "mask_not_inverted", "mark_per_region", "no_leftover"), 1)
+        name: counts[name] for name in ("image_size", "modality_known", "mask_not_inverted", "mark_per_region", "no_path")
+    } == dict.fromkeys(("image_size", "modality_known", "mask_not_inverted", "mark_per_region", "no_path"), 1)
 
 
 def test_a_solution_that_is_no_option_is_left_out(made, tmp_path):
@@ -203,7 +203,7 @@ def test_the_report_shows_offenders_needs_nothing_from_elsewhere_and_runs_nothin
 
     validated(made, tmp_path, change=change)
     page = (tmp_path / "valid" / "report.html").read_text()
-    assert NOTICE in page and f"<figcaption>{LIVER}</figcaption>" in page
+    assert NOTICE in page and f"<figcaption><b>liver</b><br>{LIVER}</figcaption>" in page
     assert page.count("data:image/png;base64,") == 6, "one mask, one image of no modality, and four of the images without a licence"
     assert not re.search(r"""<script|(?:src|href)=["'](?!data:)|https?://|@import""", page)
 

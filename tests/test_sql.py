@@ -42,7 +42,7 @@ def test_the_same_rows_give_the_same_bytes_in_whatever_order_they_lay(tmp_path):
 
 def test_parts_of_any_size_become_the_same_row_groups(tmp_path):
     rows = pa.table({"name": [f"{number}" for number in range(9)], "number": range(9)}, schema=SCHEMA)
-    apart, whole = ([*sql._even(rows.to_batches(size), SCHEMA)] for size in (2, 9))
+    apart, whole = ([*sql.even(rows.to_batches(size), SCHEMA)] for size in (2, 9))
     assert apart == whole == [rows]
 
 

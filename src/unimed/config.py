@@ -66,6 +66,10 @@ class Subsets(Section):
     reasoning: Subset
 
 
+Severity = Literal["stop", "quarantine", "warn"]
+"""What a broken promise of the data contract does: end the stage, cost the row, or be told."""
+
+
 class Validate(Section):
     """Bounds of the data contract."""
 
@@ -74,6 +78,21 @@ class Validate(Section):
 
     max_area_fraction: float = Field(gt=0, le=1)
     """Share of its image a mask covers at most: more is taken for an inverted mask."""
+
+    max_components: int = Field(gt=0)
+    """Connected parts a mask has at most: more are taken for noise."""
+
+    least_masks_of_class: int = Field(ge=0)
+    """Masks that each class of a subset has at least; 0 asks for none."""
+
+    least_images_of_modality: int = Field(ge=0)
+    """Images that each modality of a subset has at least; 0 asks for none."""
+
+    licences: tuple[str, ...] | None
+    """Licences of data that may be used; null allows all."""
+
+    severities: dict[str, Severity] = {}
+    """Another severity for promises, by name."""
 
     max_bad_fraction: float = Field(ge=0, le=1)
     """Share of the rows of a table that may break the contract before the stage fails."""

@@ -1,161 +1,190 @@
-"""Facts about a subset, measured by opening every image and every mask once: what the data contract is asked about."""
+"""Facts about a subset, in a DuckDB: what shards and run lengths hold, measured once and kept, joined with what the tables say."""
 
-import hashlib
-import json
-import string
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import duckdb
 
-from unimed.data import images, masks, pool, shards
-from unimed.data.records import REGION, SEG
-from unimed.data.shards import Place
-from unimed.data.tables import Tables
+from unimed.data import conversation_facts, fact_cache, image_facts, mask_facts, pool, sql, tables
+from unimed.data.checks import literal
+from unimed.data.names import MODALITIES
+from unimed.data.raw import load
 from unimed.errors import InputError
 from unimed.progress import track
 
-Row = Mapping[Any, Any]
-_MAX_PIXELS = 2**28
-"""Far above any bound that ingest may be given: what is in a shard was let in before."""
+log = logging.getLogger(__name__)
+SCHEMAS = {"samples": tables.SAMPLES, "masks": tables.MASKS, "conversations": tables.CONVERSATIONS}
+KEYS = {"samples": "sample_id", "masks": "mask_id", "conversations": "conversation_id", "classes": "class_name", "modalities": "modality"}
+"""The tables that promises are about, each with the column that names its rows; the facts of one are the view `facts_of_<table>`."""
+
+ORIENTATIONS = ("radiological", "image")
+_CONVERSATIONS_AT_ONCE = 2**13
 
 
-@dataclass(frozen=True, slots=True)
-class ImageFacts:
-    """What a shard holds at the place that a row of samples.parquet names."""
+@contextmanager
+def opened(subset: Path, shards: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A DuckDB with a subset's tables, numbered by `row`, and the facts about them; images come from the folder `shards`.
 
-    sample_id: str
-    modality: str
-    licence: str
-    bytes_match: bool
-    decodes: bool
-    size_matches: bool
-
-
-@dataclass(frozen=True, slots=True)
-class MaskFacts:
-    """What the run lengths of a row of masks.parquet unpack to; the area is 0 when they do not."""
-
-    mask_id: str
-    sample_exists: bool
-    unpacks: bool
-    size_matches: bool
-    area_matches: bool
-    area_px: int
-    area_fraction: float
+    Raises InputError when a table is missing or has other columns, or the manifest gives an orientation that is none.
+    """
+    for name, schema in SCHEMAS.items():
+        tables.opened(subset / f"{name}.parquet", schema)
+    orientation = _orientation(subset)
+    with tempfile.TemporaryDirectory(prefix="unimed-facts-") as scratch:
+        log.info("%d images measured, the facts of all others were kept", measure_images(subset, shards, Path(scratch)))
+        log.info("%d masks measured, the facts of all others were kept", measure_masks(subset, Path(scratch)))
+        with joined(subset, Path(scratch), orientation) as connection:
+            yield connection
 
 
-@dataclass(frozen=True, slots=True)
-class ConversationFacts:
-    """How a row of conversations.parquet fits the other tables; a surplus is marks without a mask, or below 0 masks without a mark."""
-
-    conversation_id: str
-    sample_exists: bool
-    readable: bool
-    masks_resolve: bool
-    seg_surplus: int
-    region_surplus: int
-    empty_texts: int
-    solution_is_option: bool
-    text: str
+def measure_images(subset: Path, shards: Path, folder: Path) -> int:
+    """Write into `folder` what the shards hold for a subset, in parts, and give the number of images that were decoded for it."""
+    with sql.opened(samples=subset / "samples.parquet") as connection:
+        asked = list(image_facts.jobs(connection, folder))
+    if not asked:
+        image_facts.write_none(folder / "images-none.parquet")
+    return _all(partial(image_facts.write, root=shards, cache=fact_cache.folder()), asked, "shards checked")
 
 
-def measure(subset: Tables, folder: Path) -> dict[str, pd.DataFrame]:
-    """A frame of facts for each table, row by row in the order of the table; images come from the shards in `folder`."""
-    sizes = {row["sample_id"]: (row["height"], row["width"]) for row in subset.samples.to_dict("records")}
-    owners = dict(zip(subset.masks["mask_id"], subset.masks["sample_id"], strict=True))
-    opened = pool.ordered(partial(image_facts, folder=folder), subset.samples.to_dict("records"))
-    samples = _frame(list(track(opened, len(subset.samples), "images checked")), ImageFacts)
-    samples["splits_of_case"] = subset.samples.groupby(["dataset", "case"])["split"].transform("nunique").to_numpy()
-    conversations = [_conversation_facts(row, sizes, owners) for row in subset.conversations.to_dict("records")]
-    return {
-        "samples": samples,
-        "masks": _frame([_mask_facts(row, sizes) for row in subset.masks.to_dict("records")], MaskFacts),
-        "conversations": _frame(conversations, ConversationFacts),
-    }
+def measure_masks(subset: Path, folder: Path) -> int:
+    """Write into `folder` what the masks of a subset measure, in parts, and give the number of masks that were unpacked for it."""
+    groups = list(mask_facts.groups(subset / "masks.parquet", folder, "masks"))
+    return _all(partial(mask_facts.write, cache=fact_cache.folder()), groups, "tables of masks checked")
 
 
-def _frame(rows: list[Any], kind: type) -> pd.DataFrame:
-    return pd.DataFrame([asdict(row) for row in rows], columns=list(kind.__dataclass_fields__))
+@contextmanager
+def joined(subset: Path, folder: Path, orientation: Mapping[str, str]) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The DuckDB of `opened`, from what the two above have written into `folder`."""
+    places = {name: subset / f"{name}.parquet" for name in SCHEMAS}
+    measured = {f"measured_{name}": folder / f"{name}-*.parquet" for name in ("images", "masks")}
+    with sql.opened(**places, **measured) as connection:
+        for name, place in places.items():
+            source = f"read_parquet({literal(str(place))}, file_row_number = true)"
+            connection.execute(f"CREATE VIEW numbered_{name} AS SELECT * RENAME (file_row_number AS row) FROM {source}")
+        _find_duplicates(connection)
+        _read_conversations(connection, places["conversations"], folder, orientation)
+        for statement in _VIEWS:
+            connection.execute(statement)
+        yield connection
 
 
-def image_facts(row: Row, folder: Path) -> ImageFacts:
-    """What the shards hold for a row of samples.parquet: the bytes that were packed, and an image of the size that is noted."""
-    bytes_match = decodes = size_matches = False
-    try:
-        content = shards.read(folder, Place(shard=row["shard"], offset=row["offset"], size=row["size"]))
-        bytes_match = hashlib.sha256(content).hexdigest() == row["sha256"]
-        size = images.decode(content, row["sample_id"], _MAX_PIXELS).size
-        decodes, size_matches = True, size == (row["width"], row["height"])
-    except InputError:
-        pass
-    return ImageFacts(row["sample_id"], row["modality"], row["licence"], bytes_match, decodes, size_matches)
+def _orientation(subset: Path) -> Mapping[str, str]:
+    """What the provenance of a subset says of its data sets' orientation; nothing where it says nothing."""
+    manifest = load(subset / "manifest.json")
+    found = manifest.get("provenance", {}).get("orientation", {}) if isinstance(manifest, dict) else {}
+    if not isinstance(found, dict) or not set(found.values()) <= set(ORIENTATIONS):
+        raise InputError(
+            f"{subset / 'manifest.json'}: expected 'orientation' by data set ({' or '.join(ORIENTATIONS)}), found {found!r:.80}"
+        )
+    return found
 
 
-def _mask_facts(row: Row, sizes: Mapping[str, tuple[int, int]]) -> MaskFacts:
-    size = sizes.get(row["sample_id"])
-    try:
-        mask = masks.decode(row["rle"], row["height"], row["width"])
-    except InputError:
-        mask = None
-    area = 0 if mask is None else int(mask.sum())
-    return MaskFacts(
-        mask_id=row["mask_id"],
-        sample_exists=size is not None,
-        unpacks=mask is not None,
-        size_matches=size is None or size == (row["height"], row["width"]),
-        area_matches=area == row["area"],
-        area_px=area,
-        area_fraction=area / max(row["height"] * row["width"], 1),
-    )
+def _all(function: Any, jobs: list[Any], label: str) -> int:
+    """The sum of what a function gives of each job, a few jobs of about a second at a time."""
+    return sum(track(pool.ordered(function, jobs, worth=1), len(jobs), label))
 
 
-def _conversation_facts(row: Row, sizes: Mapping[str, Any], owners: Mapping[str, str]) -> ConversationFacts:
-    turns = _turns(row["turns"])
-    questions, answers = [turn["question"] for turn in turns], [turn["answer"] for turn in turns]
-    regions = [mask_id for turn in turns for mask_id in turn["regions"]]
-    targets = [target for turn in turns for target in turn["targets"]]
-    named = [*regions, *(mask_id for target in targets for mask_id in target)]
-    asked, answered = "\n".join(questions), "\n".join(answers)
-    return ConversationFacts(
-        conversation_id=row["conversation_id"],
-        sample_exists=row["sample_id"] in sizes,
-        readable=bool(turns),
-        masks_resolve=all(targets) and all(owners.get(mask_id) == row["sample_id"] for mask_id in named),
-        seg_surplus=answered.count(SEG) - len(targets),
-        region_surplus=asked.count(REGION) - len(regions),
-        empty_texts=sum(not text.strip() for text in (*questions, *answers)),
-        solution_is_option=row["task"] != "reasoning" or _is_option(row, answers),
-        text=asked.replace(REGION, "") + "\n" + answered.replace(SEG, ""),
-    )
+def _find_duplicates(connection: duckdb.DuckDBPyConnection) -> None:
+    """Names that several rows have, with their first row: by hashes first, which take a tenth of the memory of names."""
+    for name, source in (("samples", "numbered_samples"), ("masks", "measured_masks"), ("conversations", "numbered_conversations")):
+        key = KEYS[name]
+        several = f"SELECT hash({key}) FROM {source} GROUP BY ALL HAVING count(*) > 1"
+        connection.execute(
+            f"CREATE TABLE duplicate_{name} AS SELECT {key}, min(row) AS first FROM {source} "
+            f"WHERE hash({key}) IN ({several}) GROUP BY {key} HAVING count(*) > 1"
+        )
+        if name != "conversations":
+            connection.execute(
+                f"CREATE VIEW known_{name} AS SELECT * FROM {source} AS one WHERE NOT EXISTS "
+                f"(SELECT 1 FROM duplicate_{name} AS other WHERE other.{key} = one.{key} AND other.first <> one.row)"
+            )
 
 
-def _turns(text: str) -> list[Any]:
-    """The turns of a conversation; none when the text is not what tables.py describes."""
-    try:
-        turns = json.loads(text)
-        fits = all(_is_turn(turn) for turn in turns)
-    except (json.JSONDecodeError, TypeError):
-        return []
-    return turns if fits else []
+def _read_conversations(connection: duckdb.DuckDBPyConnection, source: Path, folder: Path, orientation: Mapping[str, str]) -> None:
+    named = list(mask_facts.groups(source, folder, "named"))
+    _all(conversation_facts.write_named, named, "tables of conversations read")
+    connection.read_parquet(str(folder / "named-*.parquet")).create_view("named")
+    connection.execute(_CLASSES)
+    connection.execute("CREATE TABLE named_masks AS SELECT * FROM known_masks SEMI JOIN named USING (mask_id)")
+    joined = folder / "joined.parquet"
+    connection.execute(f"COPY ({_JOINED}) TO {literal(str(joined))} (FORMAT parquet, ROW_GROUP_SIZE {_CONVERSATIONS_AT_ONCE})")
+    classes = connection.sql("SELECT dataset, list(DISTINCT class_name) FROM class_names GROUP BY dataset").fetchall()
+    write = partial(conversation_facts.write, classes=dict(classes), orientation=orientation)
+    _all(write, list(mask_facts.groups(joined, folder, "conversations")), "tables of conversations checked")
+    connection.read_parquet(str(folder / "conversations-*.parquet")).create_view("facts_of_conversations")
 
 
-def _is_turn(turn: Any) -> bool:
-    return (
-        isinstance(turn, dict)
-        and all(isinstance(turn.get(key), str) for key in ("question", "answer"))
-        and all(isinstance(turn.get(key), list) for key in ("regions", "targets"))
-        and all(isinstance(mask_id, str) for mask_id in turn["regions"])
-        and all(isinstance(target, list) for target in turn["targets"])
-    )
+# The data set by the name of the image, which says it: a join of all masks with all images would take as long as all that follows.
+_CLASSES = """
+CREATE TABLE class_names AS
+SELECT split_part(sample_id, '--', 2) AS dataset, class_id, class_name, count(*) AS masks FROM measured_masks GROUP BY ALL
+"""
 
+_JOINED = """
+WITH found AS (
+    SELECT named.row, list(
+        struct_pack(turn, role, sample_id := named_masks.sample_id, class_name, height, width, "left", top, "right", bottom)
+        ORDER BY turn, role, mask_id) AS named
+    FROM named LEFT JOIN named_masks USING (mask_id) GROUP BY named.row
+), pointless AS (
+    SELECT DISTINCT sample_id FROM numbered_conversations WHERE task = 'grounding' AND row NOT IN (SELECT row FROM named)
+), seen AS (
+    SELECT sample_id, list(DISTINCT class_name) AS present FROM measured_masks SEMI JOIN pointless USING (sample_id) GROUP BY sample_id
+)
+SELECT said.row, conversation_id, said.sample_id, task, turns, options, solution, rationale, about.sample_id IS NOT NULL AS sample_exists,
+    coalesce(modality, '') AS modality, coalesce(dataset, '') AS dataset, coalesce(slice, '') AS slice,
+    coalesce(named, []) AS named, coalesce(present, []) AS present
+FROM numbered_conversations AS said LEFT JOIN known_samples AS about USING (sample_id)
+    LEFT JOIN found ON found.row = said.row LEFT JOIN seen ON seen.sample_id = said.sample_id
+ORDER BY said.row
+"""
 
-def _is_option(row: Row, answers: list[str]) -> bool:
-    try:
-        options = json.loads(row["options"])
-    except json.JSONDecodeError:
-        return False
-    return row["solution"] in tuple(string.ascii_uppercase[: len(options)]) and answers == [row["solution"]]
+_NAMED_LIKE_ITS_MODALITY = " OR ".join(f"modality = '{known}' AND starts_with(lower(prefix) || '_', '{known}_')" for known in MODALITIES)
+_VIEWS = (
+    f"""
+CREATE VIEW facts_of_samples AS
+WITH cases AS (
+    SELECT dataset, "case", count(DISTINCT split) AS splits_of_case FROM samples GROUP BY ALL
+), named_apart AS (
+    SELECT *, '--' || dataset || '--' || "case" || '--' || slice AS ending, left(sample_id, length(sample_id) - length(ending)) AS prefix
+    FROM numbered_samples
+)
+SELECT row, sample_id, modality, licence, splits_of_case, coalesce(decodes, false) AS decodes, coalesce(bands, '') AS bands,
+    coalesce(levels, 0) AS levels, coalesce(found.sha256 = said.sha256, false) AS bytes_match,
+    coalesce(found.height = said.height AND found.width = said.width, false) AS size_matches,
+    ends_with(sample_id, ending) AND regexp_full_match(slice, '[xyz]_[0-9]+|2d_none')
+        AND (modality NOT IN {MODALITIES} OR {_NAMED_LIKE_ITS_MODALITY}) AS name_agrees
+FROM named_apart AS said LEFT JOIN measured_images AS found USING (shard, "offset", size) LEFT JOIN cases USING (dataset, "case")
+""",
+    """
+CREATE VIEW facts_of_masks AS
+WITH ids AS (
+    SELECT dataset, class_id, count(*) AS names_of_class_id FROM class_names GROUP BY ALL
+), named_apart AS (
+    SELECT *, substr(mask_id, length(sample_id) + 3) AS ending FROM measured_masks
+)
+SELECT mask.row, mask_id, about.sample_id IS NOT NULL AS sample_exists, unpacks, area_px, components,
+    coalesce(about.height = mask.height AND about.width = mask.width, true) AS size_matches, area_px = area AS area_matches,
+    area_px / greatest(mask.height::BIGINT * mask.width, 1) AS area_fraction, coalesce(names_of_class_id, 1) AS names_of_class_id,
+    CASE WHEN mask_id = mask.sample_id || format('--{:04d}_{:03d}', mask.class_id, instance) THEN true
+        WHEN NOT starts_with(mask_id, mask.sample_id || '--') OR NOT regexp_full_match(ending, '[0-9]{4,}_([0-9]{3,}|merged)') THEN false
+        ELSE coalesce(try_cast(split_part(ending, '_', 1) AS BIGINT) = mask.class_id, false)
+            AND coalesce(try_cast(replace(split_part(ending, '_', 2), 'merged', '-1') AS BIGINT) = instance, false)
+        END AS name_agrees
+FROM named_apart AS mask LEFT JOIN known_samples AS about USING (sample_id)
+    LEFT JOIN ids ON ids.dataset = about.dataset AND ids.class_id = mask.class_id
+""",
+    """
+CREATE VIEW facts_of_classes AS
+SELECT row_number() OVER (ORDER BY class_name) - 1 AS row, class_name, sum(masks)::BIGINT AS masks FROM class_names GROUP BY class_name
+""",
+    """
+CREATE VIEW facts_of_modalities AS
+SELECT row_number() OVER (ORDER BY modality) - 1 AS row, modality, count(*) AS images FROM samples GROUP BY modality
+""",
+)

@@ -47,10 +47,10 @@ def _view(connection: duckdb.DuckDBPyConnection, name: str, files: Path | Sequen
 
 def batches(connection: duckdb.DuckDBPyConnection, query: str, schema: pa.Schema) -> Iterator[pa.Table]:
     """The rows of a query, ROWS at a time and fewer at the end. Raises pyarrow.ArrowInvalid when a value does not fit the schema."""
-    yield from _even(connection.sql(query).to_arrow_reader(ROWS), schema)
+    yield from even(connection.sql(query).to_arrow_reader(ROWS), schema)
 
 
-def _even(parts: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
+def even(parts: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
     """The same rows in tables of ROWS, however they come: where a row group ends is part of a file's bytes."""
     waiting: list[pa.Table] = []
     held = 0

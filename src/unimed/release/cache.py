@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -19,11 +18,6 @@ Make = Callable[[Path], None]
 """Makes the folder at a path at which nothing is."""
 
 log = logging.getLogger("release")
-
-
-def default() -> Path:
-    """The folder `unimed` in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unimed"
 
 
 def _kept(place: Path, check: Callable[[Path], None], make: Make) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from unimed import NOTICE
-from unimed.data.contract import KEYS
+from unimed.data.facts import KEYS
 from unimed.data.tables import write_json
 from unimed.model import artifacts
 from unimed.release.described import SCHEMAS, Described, licences, modalities

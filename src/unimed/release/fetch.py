@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from unimed import mlflow_server, outputs, recorder
+from unimed import mlflow_server, outputs, recorder, user_cache
 from unimed.data.raw import load
 from unimed.errors import InputError
 from unimed.model import artifacts
@@ -52,7 +52,7 @@ def fetch(uri: str, settings: Tracking, cache: Path | None = None) -> Fetched:
 
     By version it needs no network once it is in the cache. Raises InputError naming the part that is missing or not what it was.
     """
-    cache = cache or caches.default()
+    cache = cache or user_cache.folder()
     if not uri.startswith("models:"):
         return _from_folder(Path(uri), cache)
     name, _, number = split(uri)

@@ -1,0 +1,147 @@
+"""Sound subsets of any size, made up: tables of images, masks and conversations, and shards of pictures where they are wanted."""
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from unimed.data import image_facts, masks, shards, sql, tables
+
+MASKS_PER_IMAGE, MASKS_PER_CONVERSATION = 4, 64
+"""As in SA-Med2D-20M with MeCoVQA: 4.6 M images, 20 M masks, 310 k conversations."""
+
+SIDE, SHAPES, CLASSES, PICTURES = 512, 997, 30, 40
+SEED = 0
+
+
+def shapes() -> tuple[list[str], list[int]]:
+    """Run lengths and areas of discs of many sizes and places."""
+    draw = np.random.default_rng(SEED)
+    y, x = np.mgrid[:SIDE, :SIDE]
+    made = [(y - draw.integers(SIDE)) ** 2 + (x - draw.integers(SIDE)) ** 2 < draw.integers(4, 90) ** 2 for _ in range(SHAPES)]
+    made = [pixels if pixels.sum() > 50 else y + x < 100 for pixels in made]
+    return [masks.encode(pixels) for pixels in made], [int(pixels.sum()) for pixels in made]
+
+
+def names(first: int, count: int) -> list[str]:
+    """Names of images, twenty slices of a case, in the order of their tables."""
+    return [f"ct_00--Set{number // 200_000:03d}--case_{number // 20:07d}--z_{number % 20:04d}" for number in range(first, first + count)]
+
+
+def write_tables(folder: Path, count: int) -> None:
+    """Write a sound subset of `count` masks, as far as tables go."""
+    images = count // MASKS_PER_IMAGE
+    rles, areas = shapes()
+    sql.write(folder / "samples.parquet", map(_samples, *_chunks(images)), tables.SAMPLES)
+    sql.write(
+        folder / "masks.parquet", (_masks(first, rows, rles, areas) for first, rows in zip(*_chunks(count), strict=True)), tables.MASKS
+    )
+    spoken = count // MASKS_PER_CONVERSATION
+    sql.write(folder / "conversations.parquet", map(_conversations, *_chunks(spoken)), tables.CONVERSATIONS)
+    nothing = dict.fromkeys(("asked", "available", "taken"), 0)
+    tables.write_json(folder / "manifest.json", {"task": "grounding", "splits": dict.fromkeys(tables.SPLITS, nothing)})
+
+
+def _chunks(count: int) -> tuple[list[int], list[int]]:
+    firsts = list(range(0, count, sql.ROWS))
+    return firsts, [min(sql.ROWS, count - first) for first in firsts]
+
+
+def _table(schema: pa.Schema, count: int, **columns: object) -> pa.Table:
+    """Columns of a schema; a single value stands for all rows."""
+    filled = {name: [value] * count if isinstance(value, str | int) else value for name, value in columns.items()}
+    return pa.Table.from_pydict({name: filled[name] for name in schema.names}, schema=schema)
+
+
+def _samples(first: int, count: int) -> pa.Table:
+    stems = names(first, count)
+    parts = [stem.split("--") for stem in stems]
+    known = {
+        "sample_id": stems,
+        "dataset": [one[1] for one in parts],
+        "case": [one[2] for one in parts],
+        "slice": [one[3] for one in parts],
+    }
+    split = [("train", "train", "train", "val", "test")[number // 20 % 5] for number in range(first, first + count)]
+    place = {"shard": [f"shard-{number // 5000:06d}.tar" for number in range(first, first + count)], "size": 1}
+    place["offset"] = list(range(first, first + count))
+    about = {"modality": "ct", "licence": "CC0-1.0", "sha256": "0" * 64, "height": SIDE, "width": SIDE}
+    return _table(tables.SAMPLES, count, split=split, **known, **place, **about)
+
+
+def _masks(first: int, count: int, rles: list[str], areas: list[int]) -> pa.Table:
+    numbers = range(first, first + count)
+    stems = np.repeat(names(first // MASKS_PER_IMAGE, count // MASKS_PER_IMAGE + 2), MASKS_PER_IMAGE)[first % MASKS_PER_IMAGE :][
+        :count
+    ].tolist()
+    classes = [
+        number % MASKS_PER_IMAGE + MASKS_PER_IMAGE * (number // MASKS_PER_IMAGE % (CLASSES // MASKS_PER_IMAGE)) for number in numbers
+    ]
+    return _table(
+        tables.MASKS,
+        count,
+        mask_id=[f"{stem}--{one:04d}_000" for stem, one in zip(stems, classes, strict=True)],
+        sample_id=stems,
+        class_name=[f"structure_{one}" for one in classes],
+        class_id=classes,
+        rle=[rles[number % SHAPES] for number in numbers],
+        area=[areas[number % SHAPES] for number in numbers],
+        instance=0,
+        height=SIDE,
+        width=SIDE,
+    )
+
+
+def _conversations(first: int, count: int) -> pa.Table:
+    step = MASKS_PER_CONVERSATION // MASKS_PER_IMAGE
+    stems = [names(number * step, 1)[0] for number in range(first, first + count)]
+    classes = [MASKS_PER_IMAGE * (number * step % (CLASSES // MASKS_PER_IMAGE)) for number in range(first, first + count)]
+    turns = [
+        f'[{{"question": "Please segment the structure {one} in this image.", "answer": "It is <SEG>.", "regions": [], '
+        f'"targets": [["{stem}--{one:04d}_000"]]}}]'
+        for stem, one in zip(stems, classes, strict=True)
+    ]
+    ids = {"conversation_id": [f"{stem}--g" for stem in stems], "sample_id": stems, "turns": turns, "task": "grounding"}
+    empty = dict.fromkeys(("question_type", "answer_type", "source", "options", "solution", "rationale"), "")
+    return _table(tables.CONVERSATIONS, count, **ids, **empty)
+
+
+def write_image_facts(subset: Path, folder: Path) -> None:
+    """Write facts of images that nobody made, as if shards had been measured: this part is about tables."""
+    for number, group in enumerate(pq.ParquetFile(subset / "samples.parquet").iter_batches(sql.ROWS)):
+        known = {name: group.column(name) for name in ("shard", "offset", "size", "sha256", "height", "width")}
+        schema = image_facts.FACTS.append(pa.field("shard", pa.string()))
+        found = {**known, "decodes": [True] * len(group), "bands": ["L"] * len(group), "levels": [3] * len(group)}
+        pq.write_table(pa.table({name: found[name] for name in schema.names}, schema=schema), folder / f"images-{number:06d}.parquet")
+
+
+@dataclass(frozen=True)
+class _Packed:
+    sample_id: str
+    content: bytes
+
+
+def pack(subset: Path, folder: Path) -> None:
+    """Put pictures into shards and note them in the samples.parquet of a subset."""
+    rows, drawn = tables.read(subset / "samples.parquet", tables.SAMPLES), [_png(number) for number in range(PICTURES)]
+    items = (_Packed(key, drawn[number % PICTURES]) for number, key in enumerate(rows["sample_id"]))
+    placed = {item.sample_id: (place, hashlib.sha256(item.content).hexdigest()) for item, place in shards.write(folder, items, 64 * 2**20)}
+    for name in ("shard", "offset", "size"):
+        rows[name] = [getattr(placed[key][0], name) for key in rows["sample_id"]]
+    rows["sha256"] = [placed[key][1] for key in rows["sample_id"]]
+    tables.write(rows, tables.SAMPLES, subset / "samples.parquet", by=("dataset", "case", "sample_id"))
+
+
+def _png(number: int) -> bytes:
+    """A grey picture, smooth with noise on it as a scanner leaves it."""
+    draw = np.random.default_rng([SEED, number])
+    y, x = np.mgrid[:SIDE, :SIDE] / SIDE
+    smooth = 110 + 60 * np.sin(9 * x * draw.uniform(0.5, 2)) * np.cos(7 * y * draw.uniform(0.5, 2))
+    stream = io.BytesIO()
+    Image.fromarray(np.clip(smooth + draw.normal(0, 6, smooth.shape), 0, 255).astype(np.uint8)).save(stream, "PNG")
+    return stream.getvalue()

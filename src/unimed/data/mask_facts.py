@@ -1,0 +1,69 @@
+"""What the run lengths of masks.parquet unpack to, row group by row group."""
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import scipy
+
+from unimed.data import fact_cache, runs
+
+_COPIED = ("mask_id", "sample_id", "class_id", "class_name", "instance", "height", "width", "area")
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A row group of a table, the number of its first row in the table, and where its facts are to be written."""
+
+    source: Path
+    number: int
+    first: int
+    path: Path
+
+
+def groups(source: Path, folder: Path, name: str) -> Iterator[Group]:
+    """Every row group of a Parquet file, in order; facts go to `folder`/`name`-*.parquet. One without rows where there is none."""
+    about, first = pq.ParquetFile(source).metadata, 0
+    for number in range(max(about.num_row_groups, 1)):
+        yield Group(source, number, first, folder / f"{name}-{number:06d}.parquet")
+        first += about.row_group(number).num_rows if about.num_row_groups else 0
+
+
+def read(group: Group, columns: list[str] | None = None) -> pa.Table:
+    """The rows of a row group, with their numbers in the table as the column `row`."""
+    source = pq.ParquetFile(group.source)
+    rows = source.read_row_group(group.number, columns) if source.num_row_groups else source.read(columns)
+    numbers = np.arange(group.first, group.first + len(rows))
+    return rows.combine_chunks().append_column("row", pa.array(numbers, pa.int64()))
+
+
+def write(group: Group, cache: Path | None) -> int:
+    """Write the rows of a row group without their run lengths, with what those measure; gives the number of masks measured for it."""
+    rows = read(group)
+    name = fact_cache.key(_digest(rows), (sys.modules[__name__], runs), np.__version__, scipy.__version__)
+    measured = fact_cache.find(cache, name, runs.MEASURES)
+    found = measured is not None and len(measured) == len(rows)
+    if measured is None or not found:
+        rles = pa.concat_arrays([pa.array([], pa.string()), *rows["rle"].chunks])
+        measured = runs.measure(rles, rows["height"].to_numpy(), rows["width"].to_numpy())
+        fact_cache.keep(cache, name, measured)
+    kept = rows.select(["row", *_COPIED])
+    for column in runs.MEASURES.names:
+        kept = kept.append_column(column, measured[column])
+    pq.write_table(kept, group.path, compression="zstd")
+    return 0 if found else len(rows)
+
+
+def _digest(rows: pa.Table) -> str:
+    """A sha256 of what is measured: run lengths with the sizes they are to fill."""
+    total = hashlib.sha256()
+    for column in ("rle", "height", "width"):
+        for part in rows[column].chunks:
+            for buffer in part.buffers()[1:]:
+                total.update(len(buffer).to_bytes(8) + memoryview(buffer))
+    return total.hexdigest()
