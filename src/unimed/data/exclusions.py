@@ -47,14 +47,7 @@ def _is_date(text: str) -> bool:
 
 
 def add(path: Path, cases: Iterable[Case], reason: str, day: date) -> list[Case]:
-<<<<<<< HEAD
-    """Add cases that are not in the table yet, all or none, and give them back.
-
-    Raises InputError for a reason that is no line of text.
-    """
-=======
     """The cases that were not in the table yet and are now, all or none. Raises InputError for a reason that is no line of text."""
->>>>>>> d-subsets
     if not reason.strip() or not reason.isprintable():
         raise InputError(f"--reason: expected one line of text, found {reason!r:.80}")
     with outputs.alone(path):

@@ -8,11 +8,8 @@ import json
 import string
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-<<<<<<< HEAD
-from fnmatch import fnmatch
-=======
 from dataclasses import dataclass
->>>>>>> d-subsets
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 

@@ -5,11 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-<<<<<<< HEAD
 from unimed.data import images, links, masks, names
-=======
-from unimed.data import images, masks, names, paths
->>>>>>> d-subsets
 from unimed.data.fingerprints import fingerprint
 from unimed.data.names import ImageName, MaskName
 from unimed.data.pixels import Pixels
@@ -109,7 +105,6 @@ class Packer:
 def _named(job: Job) -> tuple[ImageName | None, list[str]]:
     """What an image's name says and the paths of its masks, by name; none for an image whose name cannot be used."""
     try:
-<<<<<<< HEAD
         name = _image_name(job)
     except InputError:
         return None, []
@@ -135,32 +130,6 @@ def _instances(records: Sequence[Record], stem: str) -> Iterator[str]:
             continue
         if name.instance is not None and name.image == stem:
             yield path
-=======
-        content = paths.content(base, job.path)
-        image = images.decode(content, job.path, max_pixels)
-    except InputError as error:
-        reason = f"expected a usable image {job.name.stem}, found it quarantined"
-        orphans = [Fault("mask", names.stem(path), path, f"{path}: {reason}") for path in job.masks]
-        return Packed(job.name, faults=[Fault("image", job.name.stem, job.path, str(error)), *orphans])
-    sample = {
-        "sample_id": job.name.stem,
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "fingerprint": fingerprint(image),
-        "height": image.height,
-        "width": image.width,
-        "modality": job.name.modality,
-        "dataset": job.name.dataset,
-        "case": job.name.case,
-        "slice": job.name.slice,
-    }
-    packed = Packed(job.name, content, sample)
-    for path in job.masks:
-        try:
-            packed.masks.append(_mask_row(job, path, base, max_pixels, (image.height, image.width)))
-        except InputError as error:
-            packed.faults.append(Fault("mask", names.stem(path), path, str(error)))
-    return packed
->>>>>>> d-subsets
 
 
 def _content(found: Mapping[str, bytes | InputError], path: str) -> bytes:
