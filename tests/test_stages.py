@@ -165,7 +165,7 @@ def test_the_hash_of_a_source_folder_ignores_compiled_files(tmp_path: Path):
 def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project's own dvc.yaml and params.yaml over stub components, run once."""
     root = tmp_path_factory.mktemp("stubs")
-    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
+    for name in ("dvc.yaml", "params.yaml", "exclusions.csv", ".dvcignore"):
         shutil.copy(ROOT / name, root / name)
     (root / ".dvc").mkdir()
     shutil.copy(ROOT / ".dvc/config", root / ".dvc/config")
