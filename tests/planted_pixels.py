@@ -86,12 +86,22 @@ def other_split(found: Subset) -> str:
     return found.put("samples", key, split="test")
 
 
+def copied_across_splits(found: Subset) -> str:
+    """An image that is that of a case in another split, but for two bits of its fingerprint; gives the other one."""
+    samples = found.tables.samples
+    one, other = (samples[samples["split"] == split].iloc[0] for split in ("train", "test"))
+    bits = int(str(one["fingerprint"]), 16) ^ 0b11
+    found.put("samples", str(one["sample_id"]), fingerprint=f"{bits:064x}")
+    return found.put("samples", str(other["sample_id"]), fingerprint=str(one["fingerprint"]))
+
+
 IMAGES = {
     "listed twice": ("image_ids_unique", lambda found: found.double("samples")),
     "other bytes in the shard": ("image_bytes", lambda found: spoil_shard(found, a_sample(found))),
     "shard outside its folder": ("image_bytes", lambda found: found.put("samples", a_sample(found), shard="../shard-000000.tar")),
     "shard that is missing": ("image_bytes", lambda found: found.put("samples", a_sample(found), shard="shard-000099.tar")),
     "case in two splits": ("case_in_one_split", other_split),
+    "image of another case in another split": ("image_in_one_split", copied_across_splits),
     "image cut short": ("image_decodes", lambda found: truncated(found, a_sample(found))),
     "text for an image": ("image_decodes", lambda found: found.pack(a_sample(found), b"no image")),
     "other size": ("image_size", lambda found: found.pack(a_sample(found), Image.effect_noise((30, 40), 50))),

@@ -183,5 +183,5 @@ def test_a_fault_is_found_by_its_name_where_it_is(good, tmp_path, promise, task,
     alarms = found.alarms(tmp_path / "subset")
     assert key in alarms[promise]
     assert alarms.keys() - FOLLOWING.get(promise, set()) == {promise}
-    unique = promise.endswith("unique") or promise == "case_in_one_split"
+    unique = promise.endswith(("unique", "in_one_split"))
     assert len(alarms[promise]) == 1 or unique, "and no other row"

@@ -60,6 +60,8 @@ def _samples(bounds: Validate) -> Iterator[Promise]:
     yield Promise("image_ids_unique", table, "stop", "an image is listed once", Unique("sample_id"))
     yield Promise("image_bytes", table, "stop", "the shard holds the bytes that were packed (sha256)", OneOf("bytes_match", (True,)))
     yield Promise("case_in_one_split", table, "stop", "all slices of a case are in one split", OneOf("splits_of_case", (1,)))
+    says = "no image is nearly that of another case in another split"
+    yield Promise("image_in_one_split", table, "stop", says, OneOf("seen_elsewhere", (False,)))
     yield Promise("image_decodes", table, "quarantine", "the image decodes to its last pixel", OneOf("decodes", (True,)))
     yield Promise("image_size", table, "quarantine", "the image has the noted height and width", OneOf("size_matches", (True,)))
     yield Promise("image_channels", table, "quarantine", "the image is grey or RGB", OneOf("bands", GREY_OR_RGB))
