@@ -12,7 +12,7 @@ import duckdb
 
 from unimed.data import audit, conversation_facts, images, names, paths, records
 from unimed.data.audit import Closed, Item
-from unimed.data.raw import load
+from unimed.data.streamed import load
 from unimed.errors import InputError
 from unimed.eval.baselines import Asked
 

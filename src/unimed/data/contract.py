@@ -10,7 +10,7 @@ from unimed.config import Validate
 from unimed.data import audit, audit_files, contract_report, counts, facts, judging, passing, sql, tables
 from unimed.data.judging import Outcome
 from unimed.data.promises import contract
-from unimed.data.raw import load
+from unimed.data.streamed import load
 from unimed.errors import InputError
 
 log = logging.getLogger(__name__)

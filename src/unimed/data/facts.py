@@ -13,7 +13,7 @@ import duckdb
 from unimed.data import conversation_facts, duplicates, fact_cache, image_facts, mask_facts, pool, sql, tables
 from unimed.data.checks import literal
 from unimed.data.names import MODALITIES
-from unimed.data.raw import load
+from unimed.data.streamed import load
 from unimed.errors import InputError
 from unimed.progress import track
 

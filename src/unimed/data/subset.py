@@ -9,7 +9,7 @@ from typing import Any
 from unimed.config import Subset, Subsets
 from unimed.data import choice, sql, tables
 from unimed.data.counts import counts
-from unimed.data.raw import load
+from unimed.data.streamed import load
 from unimed.data.tables import CONVERSATIONS, MASKS, SAMPLES, SPLITS
 from unimed.errors import InputError
 
@@ -64,7 +64,8 @@ def write(source: Path, folder: Path, task: str, asked: Subset, seed: int) -> No
             sql.write(folder / f"{name}.parquet", sql.batches(connection, query, schema), schema)
     with sql.opened(**{name: folder / f"{name}.parquet" for name in _ROWS}) as connection:
         made = counts(connection)
-    about = {"provenance": whole.get("provenance", {}), "quarantined_at_ingest": whole.get("quarantined", {})}
+    about = {"provenance": whole.get("provenance", {})}
+    about |= {f"{key}_at_ingest": whole.get(key, {}) for key in ("quarantined", "excluded")}
     tables.write_json(folder / "manifest.json", {"task": task, "seed": seed, **told, "counts": made, **about})
     log.info("subset %s: %d of %d conversations", task, made["conversations"], told["available"])
 

@@ -9,7 +9,7 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from unimed.data.masks import union
-from unimed.data.raw import load
+from unimed.data.streamed import load
 from unimed.data.tables import write_json
 from unimed.errors import InputError
 from unimed.eval import cases

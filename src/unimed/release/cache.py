@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from unimed import outputs
-from unimed.data.raw import load
+from unimed.data.streamed import load
 from unimed.errors import InputError
 from unimed.model import artifacts
 from unimed.release.manifest import MANIFEST, UNNAMED

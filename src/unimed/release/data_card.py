@@ -89,6 +89,8 @@ def _left_out(name: str, one: Described) -> Iterator[tuple[str, str, int]]:
     """Items by reason: at ingest, by the subset's filters and number, and by the contract."""
     faulty = one.manifest.get("quarantined_at_ingest") or one.manifest.get("quarantined") or {}
     yield from ((name, f"{kind}s that are faulty in the download", count) for kind, count in sorted(faulty.items()))
+    excluded = one.manifest.get("excluded_at_ingest") or one.manifest.get("excluded") or {}
+    yield from ((name, f"images of excluded cases: {plain(reason)}", held["images"]) for reason, held in sorted(excluded.items()))
     reasons: dict[str, int] = {}
     for split in one.manifest.get("splits", {}).values():
         for reason, count in split["left_out"].items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unimed import hashes
 from unimed.data import sql, tables
 from unimed.data.counts import counts
-from unimed.data.raw import load
+from unimed.data.streamed import load
 from unimed.errors import InputError
 
 if TYPE_CHECKING:

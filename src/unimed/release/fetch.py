@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from unimed import mlflow_server, outputs, recorder, user_cache
-from unimed.data.raw import load
+from unimed.data.streamed import load
 from unimed.errors import InputError
 from unimed.model import artifacts
 from unimed.release import cache as caches

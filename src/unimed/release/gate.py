@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unimed import NOTICE, hashes, pages
-from unimed.data.raw import load
+from unimed.data.streamed import load
 from unimed.data.tables import Tables, write_json
 from unimed.errors import InputError
 from unimed.eval import charts, ladder, worst

@@ -6,7 +6,7 @@ from typing import Any
 
 from unimed import hashes
 from unimed.data import tables
-from unimed.data.raw import load
+from unimed.data.streamed import load
 from unimed.data.tables import Tables
 from unimed.errors import InputError
 from unimed.release.closure import DATA, WorkingFolder

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unimed import NOTICE, hashes
-from unimed.data.raw import load
+from unimed.data.streamed import load
 from unimed.data.tables import write_json
 from unimed.errors import InputError
 from unimed.model import artifacts

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from unimed.data.raw import load
+from unimed.data.streamed import load
 from unimed.errors import InputError
 from unimed.release import cards, croissant, data_card, manifest, pyfunc, sbom, signing
 from unimed.release.gate import VERDICT

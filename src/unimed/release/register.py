@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unimed import NOTICE, job, mlflow_server, recorder
-from unimed.data.raw import load
+from unimed.data.streamed import load
 from unimed.model import artifacts
 from unimed.release.parts import REGISTERED, RELEASE
 from unimed.settings import Tracking

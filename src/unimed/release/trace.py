@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from unimed import hashes, recorder
-from unimed.data.raw import load
+from unimed.data.streamed import load
 from unimed.errors import InputError
 from unimed.model import artifacts
 from unimed.release import lineage
