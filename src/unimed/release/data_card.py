@@ -90,7 +90,7 @@ def _left_out(name: str, one: Described) -> Iterator[tuple[str, str, int]]:
     faulty = one.manifest.get("quarantined_at_ingest") or one.manifest.get("quarantined") or {}
     yield from ((name, f"{kind}s that are faulty in the download", count) for kind, count in sorted(faulty.items()))
     excluded = one.manifest.get("excluded_at_ingest") or one.manifest.get("excluded") or {}
-    yield from ((name, f"images of excluded cases: {plain(reason)}", held["images"]) for reason, held in sorted(excluded.items()))
+    yield from ((name, f"images of excluded cases: {reason}", held["images"]) for reason, held in sorted(excluded.items()))
     reasons: dict[str, int] = {}
     for split in one.manifest.get("splits", {}).values():
         for reason, count in split["left_out"].items():
