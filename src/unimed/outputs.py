@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -63,29 +63,32 @@ def place(partial: Path, path: Path) -> None:
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Wait until no other process works on `path`: two that write what lies beside it would spoil it."""
-    lock = beside(path, ".lock")
-    while True:
-        with lock.open("w") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            if _is_at(lock, stream.fileno()):  # else the one before has just removed it
-                try:
-                    yield
-                finally:
-                    lock.unlink()
-                return
+    """Wait until nobody else works on `path`: two that write what lies beside it would spoil it."""
+    with _locked(path, lambda lock: fcntl.flock(lock, fcntl.LOCK_EX)):
+        yield
 
 
 @contextmanager
 def _claimed(path: Path) -> Iterator[None]:
     """Be the one program that writes `path`; the claim ends with the process, however it ends, and is not handed to its children."""
+
+    def take(lock: int) -> None:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"{path}: expected no other program that writes it, found one; wait until it has ended") from error
+
+    with _locked(path, take):
+        yield
+
+
+@contextmanager
+def _locked(path: Path, take: Callable[[int], None]) -> Iterator[None]:
+    """Hold the file beside `path` that stands for it, as `take` takes a lock on it."""
     lock = beside(path, ".lock")
     while True:
         with lock.open("w") as stream:
-            try:
-                fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise InputError(f"{path}: expected no other program that writes it, found one; wait until it has ended") from error
+            take(stream.fileno())
             if _is_at(lock, stream.fileno()):  # else the one before has just removed it
                 try:
                     yield

@@ -56,6 +56,7 @@ def add(path: Path, cases: Iterable[Case], reason: str, day: date) -> list[Case]
         lines = io.StringIO("" if text.endswith("\n") else "\n")
         lines.seek(0, io.SEEK_END)
         csv.writer(lines, lineterminator="\n").writerows([*case, reason.strip(), day.isoformat()] for case in new)
-        with outputs.complete({"table": path}) as partial:
-            partial["table"].write_text(text + lines.getvalue(), encoding="utf-8")
+        partial = outputs.beside(path, ".partial")
+        partial.write_text(text + lines.getvalue(), encoding="utf-8")
+        outputs.place(partial, path)
     return new
