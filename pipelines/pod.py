@@ -50,7 +50,9 @@ class Pod:
     def prepare(self, folder: Path, digests: dict[str, str]) -> None:
         """Make `folder`, where the inputs lie, look like the project: declaration, params, and what the inputs are."""
         self.order.check(self.stage, self.params, digests, ROOT)
-        (folder / "dvc.yaml").write_bytes((ROOT / "dvc.yaml").read_bytes())
+        files = (path for path in self.stage.code if "/" not in path)  # folders of code are on the path of Python
+        for name in ("dvc.yaml", *files):
+            (folder / name).write_bytes((ROOT / name).read_bytes())
         (folder / "params.yaml").write_text(self.text)
         lock.write(folder / "dvc.lock", {self.stage.name: lock.entry(self.stage, self.params, digests, folder, ROOT)})
 

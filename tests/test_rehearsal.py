@@ -50,7 +50,7 @@ def project(tmp_path_factory) -> Project:
     root = tmp_path_factory.mktemp("archive")
     for name in ("src", "components", "pipelines"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    for name in (".dvc/config", ".dvcignore", "dvc.yaml", "params.yaml"):
+    for name in (".dvc/config", ".dvcignore", "dvc.yaml", "params.yaml", "exclusions.csv"):
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     copy = Project(root)
@@ -193,7 +193,7 @@ def test_a_run_on_kubeflow_is_adopted_and_pulled_into_a_fresh_copy_that_has_noth
     fresh = Project(tmp_path / "fresh")
     for name in ("src", "components", "pipelines"):
         shutil.copytree(project.root / name, fresh.root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in (".dvc/config", ".dvcignore", "dvc.yaml", "params.yaml", "data/raw.dvc", "build/uni-medvlm.yaml"):
+    for name in (".dvc/config", ".dvcignore", "dvc.yaml", "params.yaml", "exclusions.csv", "data/raw.dvc", "build/uni-medvlm.yaml"):
         (fresh.root / name).parent.mkdir(exist_ok=True)
         shutil.copy(project.root / name, fresh.root / name)
     assert "17 stages" in run(fresh, "unimed", "adopt", "build/uni-medvlm.yaml", **store.environ)

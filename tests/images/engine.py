@@ -25,7 +25,10 @@ FOLDER = Path(tempfile.gettempdir()) / "unimed-images"
 SOCKET = f"unix://{FOLDER}/docker.sock"
 BASE = "python:stand-in"
 PATIENCE_SECONDS = 60
-FILES = (".dvc/config", ".dockerignore", "dvc.yaml", "params.yaml", "pyproject.toml", "requirements.lock", "LICENSE", "NOTICE", "README.md")
+FILES = (
+    ".dvc/config", ".dockerignore", "dvc.yaml", "params.yaml", "exclusions.csv", "pyproject.toml", "requirements.lock", "LICENSE", "NOTICE",
+    "README.md",
+)  # fmt: skip
 PACKAGES = "ca-certificates,netbase,python3,python3-dev,python3-pip,python3-venv,tzdata"
 """What the official slim Python image has besides Debian's core; python3-dev for the headers, which it has, too."""
 
