@@ -66,6 +66,7 @@ def _samples(first: int, count: int) -> pa.Table:
         "dataset": [one[1] for one in parts],
         "case": [one[2] for one in parts],
         "slice": [one[3] for one in parts],
+        "fingerprint": [hashlib.sha256(stem.encode()).hexdigest() for stem in stems],
     }
     split = [("train", "train", "train", "val", "test")[number // 20 % 5] for number in range(first, first + count)]
     place = {"shard": [f"shard-{number // 5000:06d}.tar" for number in range(first, first + count)], "size": 1}

@@ -39,7 +39,7 @@ def whole(tmp_path: Path) -> Project:
     root = tmp_path / "whole"
     for name in ("src", "components", "pipelines"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    for name in (".dvc/config", "dvc.yaml", "params.yaml"):
+    for name in (".dvc/config", "dvc.yaml", "params.yaml", "exclusions.csv"):
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     (root / "data/raw").mkdir(parents=True)
