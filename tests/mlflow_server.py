@@ -10,6 +10,8 @@ from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pytest
+
 USER, PASSWORD = "admin", "canary-of-the-admin"
 LOGIN = {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": PASSWORD}
 """What a client needs for a server with a login."""
@@ -50,6 +52,17 @@ def serving(folder: Path, login: bool = False, database: str = "", artifacts: st
             yield uri
         finally:
             server.terminate()
+
+
+@contextmanager
+def known(folder: Path) -> Iterator[str]:
+    """A real MLflow server with a login that this process has for the block."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in LOGIN.items():
+            patch.setenv(name, value)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        with serving(folder, login=True) as uri:
+            yield uri
 
 
 def _login(folder: Path) -> dict[str, str]:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from unimed.config import Ingest, Split, Subset, Validate
-from unimed.data import ingest, subset
+from unimed.data import ingest, subset, tables
 
 CLASSES = {"SetA": {"liver": 1, "kidney": 2}, "SetB": {"kidney": 1, "liver": 2}}
 STEMS = (
@@ -159,3 +160,8 @@ def chosen(out: Path, task: str) -> Path:
     """The subset of everything there is for a task; gives its folder."""
     subset.write(out / "tables", out / "subsets" / task, task=task, asked=ALL, seed=0)
     return out / "subsets" / task
+
+
+def quarantine(out: Path) -> pd.DataFrame:
+    """What ingest left out of the tables in `out`, with reasons."""
+    return tables.read(out / "tables" / "quarantine.parquet", tables.QUARANTINE)

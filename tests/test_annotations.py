@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import raw_tree
-from raw_tree import CAPTIONS, CHOICES, INDEX, STEMS, VQA, edit, mask_path, said
+from raw_tree import CAPTIONS, CHOICES, INDEX, STEMS, VQA, edit, mask_path, quarantine, said
 
-from unimed.data import exclusions, export, ingest, raw, records, tables
+from unimed.data import exclusions, export, ingest, raw, records
 from unimed.data.tables import Tables
 from unimed.errors import InputError
 
@@ -23,10 +23,6 @@ TEST_FILES = {
 @pytest.fixture
 def root(tmp_path):
     return raw_tree.write(tmp_path / "raw")
-
-
-def quarantine(out):
-    return tables.read(out / "tables" / "quarantine.parquet", tables.QUARANTINE)
 
 
 def manifest(out):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import raw_tree
 from PIL import Image
-from raw_tree import CAPTIONS, CHOICES, GROUNDING, INDEX, MAPPING, REGION, STEMS, VQA, edit, mask_path, said
+from raw_tree import CAPTIONS, CHOICES, GROUNDING, INDEX, MAPPING, REGION, STEMS, VQA, edit, mask_path, quarantine, said
 
 from unimed.data import tables
 from unimed.data.tables import Tables
@@ -19,10 +19,6 @@ LIVER, KIDNEY_1 = mask_path(A, "liver", 0), mask_path(A, "kidney", 1)
 @pytest.fixture
 def root(tmp_path):
     return raw_tree.write(tmp_path / "raw")
-
-
-def quarantine(out):
-    return tables.read(out / "tables" / "quarantine.parquet", tables.QUARANTINE)
 
 
 def image_file(root):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import raw_tree
-from raw_tree import BARE, CAPTIONS, CHOICES, GROUNDING, INDEX, REGION, STEMS, VQA, edit, mask_path
+from raw_tree import BARE, CAPTIONS, CHOICES, GROUNDING, INDEX, REGION, STEMS, VQA, edit, mask_path, quarantine
 
 from unimed.data import masks, pool, shards, splits, tables
 from unimed.data.shards import Place
@@ -20,10 +20,6 @@ A = STEMS[0]
 @pytest.fixture
 def root(tmp_path):
     return raw_tree.write(tmp_path / "raw")
-
-
-def quarantine(out):
-    return tables.read(out / "tables" / "quarantine.parquet", tables.QUARANTINE)
 
 
 def turns(made, conversation_id):

@@ -22,15 +22,11 @@ PARTS = (*REGISTERED.values(), RELEASE)
 def server(tmp_path_factory):
     """A server with two releases, of which the first is in use."""
     folder = tmp_path_factory.mktemp("server")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in mlflow_server.LOGIN.items():
-            patch.setenv(name, value)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        with mlflow_server.serving(folder, login=True) as uri:
-            for number in "12":
-                releases.add(folder, uri, f"release {number}")
-            promote.promote(Tracking(uri=uri), "1", Said("admin"))
-            yield uri
+    with mlflow_server.known(folder) as uri:
+        for number in "12":
+            releases.add(folder, uri, f"release {number}")
+        promote.promote(Tracking(uri=uri), "1", Said("admin"))
+        yield uri
 
 
 def grant(uri: str, user: str, permissions: dict[str, str]) -> None:

@@ -18,15 +18,11 @@ pytestmark = [pytest.mark.slow, browser.needed]
 def uri(tmp_path_factory):
     """A server with two releases, of which the first was promoted, then the second."""
     folder = tmp_path_factory.mktemp("pages")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in mlflow_server.LOGIN.items():
-            patch.setenv(name, value)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        with mlflow_server.serving(folder, login=True) as address:
-            for number in ("1", "2"):
-                releases.add(folder, address, f"release {number}")
-                promote.promote(Tracking(uri=address), number, Said("ann", f"reason {number}"))
-            yield address
+    with mlflow_server.known(folder) as address:
+        for number in ("1", "2"):
+            releases.add(folder, address, f"release {number}")
+            promote.promote(Tracking(uri=address), number, Said("ann", f"reason {number}"))
+        yield address
 
 
 def text(uri: str, path: str, awaited: str, picture) -> str:
