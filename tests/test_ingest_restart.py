@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ import raw_tree
 
 from benchmarks import tree
 from unimed import job, outputs
-from unimed.data import ingest, kept, pool, tables
+from unimed.data import ingest, kept, tables
 from unimed.errors import BAD_INPUT, InputError
 
 SETTINGS = raw_tree.TOLERANT.model_copy(update={"max_pixels": 2**20, "max_bad_fraction": 0.2})
@@ -209,14 +210,16 @@ def test_a_disk_that_is_full_half_way_is_told_in_one_sentence_and_what_is_finish
 @pytest.mark.slow
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores for two workers")
 def test_workers_end_with_the_process_that_they_work_for():
-    child = multiprocessing.get_context("fork").Process(target=lambda: list(pool.ordered(time.sleep, [60] * 4, worth=1)))
-    child.start()
+    # Not forked from here: a fork would take this process's own server of workers for its own.
+    program = "import time; from unimed.data import pool; list(pool.ordered(time.sleep, [60] * 4, worth=1))"
+    child = psutil.Popen([sys.executable, "-c", program])
     known: list[psutil.Process] = []
     while sum("forkserver" in " ".join(process.cmdline()) for process in known) < 3:  # the server and two workers
+        assert child.is_running() and child.status() != psutil.STATUS_ZOMBIE
         time.sleep(0.05)
-        known = psutil.Process(child.pid).children(recursive=True)
-    os.kill(child.pid, signal.SIGKILL)
-    child.join()
+        known = child.children(recursive=True)
+    child.kill()
+    child.wait()
     assert not psutil.wait_procs(known, timeout=30)[1]
 
 
