@@ -157,7 +157,7 @@ def _with(work: str, job: str) -> str:
 def _by_table(together: Iterable[tuple[Packed, Place, str]]) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in ROWS}
     for packed, place, _ in together:
-        found["samples"] += [{**row, **asdict(place)} for row in packed.samples]
+        found["samples"] += [{**row, "shard": place.shard, "offset": place.offset, "size": place.size} for row in packed.samples]
         found["masks"] += packed.masks
         found["conversations"] += packed.conversations
         found["faults"] += map(asdict, packed.faults)

@@ -18,6 +18,9 @@ _WORTH_A_WORKER = 256
 _BATCH = 8
 """Jobs handed to a process at once."""
 
+_AHEAD = 6
+"""Batches of each process that are begun before the first of them is taken: what a process has to do while a shard is flushed."""
+
 
 def ordered(function: Callable[[Job], Result], jobs: Iterable[Job], worth: int = _WORTH_A_WORKER) -> Iterator[Result]:
     """The result of each job, in order; in this process when there are fewer than twice the jobs that are `worth` a process."""
@@ -44,7 +47,7 @@ def batched(function: Callable[[list[Job]], list[Result]], jobs: Iterable[Job], 
         waiting: deque[Future[list[Result]]] = deque()
         for batch in batches:
             waiting.append(pool.submit(function, batch))
-            if len(waiting) > 2 * workers:
+            if len(waiting) > _AHEAD * workers:
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()

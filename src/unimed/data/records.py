@@ -8,7 +8,7 @@ import json
 import re
 import string
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from unimed.data import names
@@ -83,7 +83,12 @@ def parse(raw: Any, task: str, file: str, position: int) -> Record:
 
 def as_text(record: Record) -> str:
     """The record as JSON, for a table of records."""
-    return json.dumps(asdict(record), ensure_ascii=False)
+    return json.dumps(record, default=_fields, ensure_ascii=False)
+
+
+def _fields(part: Record | Exchange) -> dict[str, Any]:
+    """What `asdict` gives of one level; it would copy every text below it."""
+    return {field.name: getattr(part, field.name) for field in fields(part)}
 
 
 def from_text(text: str) -> Record:
