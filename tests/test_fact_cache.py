@@ -6,12 +6,14 @@ import shutil
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import raw_tree
 from raw_tree import BOUNDS
 
-from unimed.data import contract, fact_cache, facts, image_facts, masks, tables
+from unimed.data import contract, conversation_facts, fact_cache, facts, image_facts, masks, tables
 from unimed.data.tables import Tables
 from unimed.errors import InputError
 
@@ -150,5 +152,36 @@ def test_two_validations_at_once_are_both_right(made):
 
 
 def test_nothing_is_known_of_a_shard_that_is_not_there(made):
-    assert image_facts._name(made / "shards", "shard-000009.tar") is None
-    assert image_facts._name(made / "shards", "../raw/SAMed2Dv1/SAMed2D_v1.json") is None
+    for shard in ("shard-000009.tar", "../raw/SAMed2Dv1/SAMed2D_v1.json"):
+        asked = image_facts.Asked(shard, np.array([[0, 512]]), made / "facts.parquet")
+        assert image_facts.looked_up(asked, made / "shards", made) is asked
+
+
+SAID = {"row": 7, "conversation_id": "a", "sample_id": "s", "task": "grounding", "options": "", "solution": "", "rationale": ""} | {
+    "turns": json.dumps([{"question": "Segment the liver.", "answer": "<SEG>", "regions": [], "targets": [["m"]]}]),
+    "sample_exists": True,
+    "modality": "ct",
+    "dataset": "A",
+    "slice": "z_0001",
+    "named": [{"turn": 0, "role": "target", "sample_id": "s", "class_name": "spleen", "height": 9, "width": 9}],
+    "present": ["spleen"],
+}
+
+
+def read(folder: Path, said: dict[str, object], classes: dict[str, list[str]]) -> tuple[int, bool]:
+    """How many conversations had to be read for the facts, and whether their first agrees with the class of its mask."""
+    pq.write_table(pa.Table.from_pylist([said]), folder / "joined.parquet")
+    group = conversation_facts.Group(folder / "joined.parquet", 0, 0, folder / "facts.parquet")
+    count = conversation_facts.write(group, classes=classes, orientation={}, cache=folder / "cache")
+    return count, pq.read_table(folder / "facts.parquet")["class_agrees"][0].as_py()
+
+
+def test_a_conversation_is_read_again_when_it_its_masks_or_the_classes_of_its_data_set_are_others(tmp_path):
+    classes = {"A": ["liver", "spleen"], "B": ["liver"]}
+    assert read(tmp_path, SAID, classes) == (1, False)
+    assert read(tmp_path, SAID, classes) == (0, False)
+    assert read(tmp_path, SAID, classes | {"B": ["kidney"]}) == (0, False), "another data set says nothing of it"
+    assert read(tmp_path, SAID, {"A": ["spleen"]}) == (1, True), "liver is no class"
+    mask = SAID["named"][0] | {"class_name": "liver"}
+    assert read(tmp_path, SAID | {"named": [mask]}, classes) == (1, True)
+    assert read(tmp_path, SAID | {"turns": str(SAID["turns"]).replace("liver", "spleen")}, classes) == (1, True)

@@ -2,14 +2,16 @@
 
 import json
 import string
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unimed.data import mask_facts, wording
+from unimed.data import fact_cache, mask_facts, records, wording
 from unimed.data.mask_facts import Group
 from unimed.data.records import REGION, SEG
 
@@ -64,17 +66,28 @@ def _named(row: int, said: Sequence[Row]) -> Iterator[dict[str, Any]]:
             yield {"row": row, "turn": number, "role": "region", "mask_id": mask_id}
 
 
-def write(group: Group, classes: Mapping[str, Sequence[str]], orientation: Mapping[str, str]) -> int:
-    """Write FACTS of a row group of conversations joined with the masks they name, see facts.py; gives the number of rows.
+def write(group: Group, classes: Mapping[str, Sequence[str]], orientation: Mapping[str, str], cache: Path | None) -> int:
+    """Write FACTS of a row group of conversations joined with the masks they name, see facts.py; gives the number of rows read for it.
 
     `classes` and `orientation` are by data set: names, and "radiological" where the patient's left is on the right, or "image".
     """
-    rows = pq.ParquetFile(group.source).read_row_group(group.number).to_pylist()
-    known = {dataset: wording.Classes(names) for dataset, names in classes.items()}
-    nothing = wording.Classes(())
-    found = [asdict(facts(row, known.get(row["dataset"], nothing), orientation.get(row["dataset"], ""))) for row in rows]
-    pq.write_table(pa.Table.from_pylist(found, schema=FACTS), group.path, compression="zstd")
-    return len(found)
+    rows = pq.ParquetFile(group.source).read_row_group(group.number)
+    about = {
+        dataset: (sorted(classes.get(dataset, ())), orientation.get(dataset, "")) for dataset in sorted(set(rows["dataset"].to_pylist()))
+    }
+    key = fact_cache.key(fact_cache.digest(rows), (sys.modules[__name__], records, wording), json.dumps(about))
+    kept = fact_cache.find(cache, key, FACTS)
+    found = _measured(rows, about) if kept is None else kept
+    if kept is None:
+        fact_cache.keep(cache, key, found)
+    pq.write_table(found, group.path, compression="zstd")
+    return 0 if kept is not None else len(rows)
+
+
+def _measured(rows: pa.Table, about: Mapping[str, tuple[Sequence[str], str]]) -> pa.Table:
+    known = {dataset: (wording.Classes(names), orientation) for dataset, (names, orientation) in about.items()}
+    found = [facts(row, *known[row["dataset"]]) for row in rows.to_pylist()]
+    return pa.table([pa.array([getattr(one, name) for one in found], FACTS.field(name).type) for name in FACTS.names], schema=FACTS)
 
 
 def facts(row: Row, classes: wording.Classes, orientation: str) -> ConversationFacts:

@@ -19,25 +19,34 @@ DISTANCE = 12
 MOST = 10_000
 """Images that may share a band: a band that more of them have says nothing, and comparing all of those takes the square of it."""
 
-_DIGITS = SIDE**2 // 4
+_BITS, _WORD = SIDE**2, 64
 
 _FINGERPRINTS = """
     CREATE OR REPLACE TEMP TABLE fingerprints AS
-    SELECT sample_id, dense_rank() OVER (ORDER BY dataset, "case") AS patient, fingerprint,
-        ('0x' || substr(fingerprint, 1, 16))::UBIGINT AS a, ('0x' || substr(fingerprint, 17, 16))::UBIGINT AS b,
-        ('0x' || substr(fingerprint, 33, 16))::UBIGINT AS c, ('0x' || substr(fingerprint, 49, 16))::UBIGINT AS d
+    SELECT sample_id, (row_number() OVER ())::UINTEGER AS image, hash(dataset, "case") AS patient,
+        ('0x' || substr(fingerprint, 1, 16))::UBIGINT AS word0, ('0x' || substr(fingerprint, 17, 16))::UBIGINT AS word1,
+        ('0x' || substr(fingerprint, 33, 16))::UBIGINT AS word2, ('0x' || substr(fingerprint, 49, 16))::UBIGINT AS word3
     FROM samples WHERE fingerprint != ''
 """
 
-_BANDED = "CREATE OR REPLACE TEMP TABLE banded AS SELECT *, substr(fingerprint, $first, $digits) AS band FROM fingerprints"
+_BANDED = "CREATE OR REPLACE TEMP TABLE banded AS SELECT image, patient, {band} AS band, {word} AS word FROM fingerprints"
 
 _POPULAR = "CREATE OR REPLACE TEMP TABLE popular AS SELECT band FROM banded GROUP BY band HAVING count(*) > $most"
 
+# Whatever lies in the rows of this join is copied for hundreds of millions of pairs: numbers only, and of the fingerprint one word,
+# in which all but a few in a million of the others already differ too much.
 _COMPARED = """
-    INSERT INTO alike SELECT one.sample_id, other.sample_id
-    FROM (FROM banded ANTI JOIN popular USING (band)) AS one JOIN banded AS other USING (band)
-    WHERE one.patient < other.patient AND $distance >= bit_count(xor(one.a, other.a)) + bit_count(xor(one.b, other.b))
-        + bit_count(xor(one.c, other.c)) + bit_count(xor(one.d, other.d))
+    INSERT INTO maybe SELECT one.image, other.image FROM {one} AS one JOIN banded AS other USING (band)
+    WHERE one.image < other.image AND one.patient != other.patient AND bit_count(xor(one.word, other.word)) <= $distance
+"""
+
+_ALIKE = f"""
+    CREATE OR REPLACE TEMP TABLE near_duplicates AS
+    SELECT least(one.sample_id, other.sample_id) AS one, greatest(one.sample_id, other.sample_id) AS other
+    FROM (SELECT DISTINCT one, other FROM maybe) AS pair JOIN fingerprints AS one ON pair.one = one.image
+    JOIN fingerprints AS other ON pair.other = other.image
+    WHERE $distance >= {" + ".join(f"bit_count(xor(one.word{word}, other.word{word}))" for word in range(_BITS // _WORD))}
+    ORDER BY ALL
 """
 
 _PAIRS = """
@@ -52,14 +61,29 @@ def find(connection: "duckdb.DuckDBPyConnection") -> None:
     Of two fingerprints at most DISTANCE bits apart, one of DISTANCE + 1 bands is the same in both: only those are compared.
     """
     connection.execute(_FINGERPRINTS)
-    connection.execute("CREATE OR REPLACE TEMP TABLE alike (one VARCHAR, other VARCHAR)")
-    for first, end in pairwise(_DIGITS * number // (DISTANCE + 1) for number in range(DISTANCE + 2)):
-        connection.execute(_BANDED, {"first": first + 1, "digits": end - first})
+    connection.execute("CREATE OR REPLACE TEMP TABLE maybe (one UINTEGER, other UINTEGER)")
+    for first, end in pairwise(_BITS * number // (DISTANCE + 1) for number in range(DISTANCE + 2)):
+        far = (first // _WORD + 2) % (_BITS // _WORD)
+        connection.execute(_BANDED.format(band=_band(first, end), word=f"word{far}"))
         connection.execute(_POPULAR, {"most": MOST})
-        if passed_over := len(connection.sql("FROM popular").fetchall()):
+        passed_over = len(connection.sql("FROM popular").fetchall())
+        if passed_over:
             log.warning("near-duplicates: %d parts of fingerprints are those of over %d images and were not compared", passed_over, MOST)
-        connection.execute(_COMPARED, {"distance": DISTANCE})
-    connection.execute("CREATE OR REPLACE TEMP TABLE near_duplicates AS SELECT DISTINCT one, other FROM alike ORDER BY one, other")
+        one = "(FROM banded ANTI JOIN popular USING (band))" if passed_over else "banded"
+        connection.execute(_COMPARED.format(one=one), {"distance": DISTANCE})
+    connection.execute(_ALIKE, {"distance": DISTANCE})
+    for table in ("fingerprints", "banded", "popular", "maybe"):
+        connection.execute(f"DROP TABLE {table}")
+
+
+def _band(first: int, end: int) -> str:
+    """SQL for some bits of a fingerprint as a number, from one word or from two that follow each other."""
+    word, start = divmod(first, _WORD)
+    length, beyond = end - first, start + (end - first) - _WORD
+    mask = 2**length - 1
+    if beyond <= 0:
+        return f"((word{word} >> {-beyond}) & {mask})::UINTEGER"
+    return f"(((word{word} & {2 ** (length - beyond) - 1}) << {beyond}) | (word{word + 1} >> {_WORD - beyond}))::UINTEGER"
 
 
 def groups(connection: "duckdb.DuckDBPyConnection") -> list[list[Case]]:

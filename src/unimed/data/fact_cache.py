@@ -33,6 +33,14 @@ def key(content: str, measured_by: Sequence[ModuleType], *versions: str) -> str:
     return total.hexdigest()
 
 
+def digest(rows: pa.Table) -> str:
+    """A sha256 of what a table holds, with the names and kinds of its columns."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_table(rows.combine_chunks())
+    return hashlib.sha256(sink.getvalue()).hexdigest()
+
+
 def find(cache: Path | None, name: str, schema: pa.Schema) -> pa.Table | None:
     """The facts kept under a name; None when there are none, or when they are not those that were kept there."""
     if cache is None:

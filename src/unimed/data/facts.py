@@ -1,8 +1,10 @@
 """Facts about a subset, in a DuckDB: what shards and run lengths hold, measured once and kept, joined with what the tables say."""
 
 import logging
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -48,7 +50,11 @@ def measure_images(subset: Path, shards: Path, folder: Path) -> int:
         asked = list(image_facts.jobs(connection, folder))
     if not asked:
         image_facts.write_none(folder / "images-none.parquet")
-    return _all(partial(image_facts.write, root=shards, cache=fact_cache.folder()), asked, "shards checked")
+    with_cache = {"root": shards, "cache": fact_cache.folder()}
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        found = list(track(threads.map(partial(image_facts.looked_up, **with_cache), asked), len(asked), "shards read"))
+    write, known = partial(image_facts.write, **with_cache), [one for one in found if not one.missing]
+    return sum(map(write, known)) + _all(write, [one for one in found if one.missing], "shards checked")
 
 
 def measure_masks(subset: Path, folder: Path) -> int:
@@ -115,7 +121,7 @@ def _read_conversations(connection: duckdb.DuckDBPyConnection, source: Path, fol
     joined = folder / "joined.parquet"
     connection.execute(f"COPY ({_JOINED}) TO {literal(str(joined))} (FORMAT parquet, ROW_GROUP_SIZE {_CONVERSATIONS_AT_ONCE})")
     classes = connection.sql("SELECT dataset, list(DISTINCT class_name) FROM class_names GROUP BY dataset").fetchall()
-    write = partial(conversation_facts.write, classes=dict(classes), orientation=orientation)
+    write = partial(conversation_facts.write, classes=dict(classes), orientation=orientation, cache=fact_cache.folder())
     _all(write, list(mask_facts.groups(joined, folder, "conversations")), "tables of conversations checked")
     connection.read_parquet(str(folder / "conversations-*.parquet")).create_view("facts_of_conversations")
 
@@ -135,7 +141,8 @@ WITH found AS (
 ), pointless AS (
     SELECT DISTINCT sample_id FROM numbered_conversations WHERE task = 'grounding' AND row NOT IN (SELECT row FROM named)
 ), seen AS (
-    SELECT sample_id, list(DISTINCT class_name) AS present FROM measured_masks SEMI JOIN pointless USING (sample_id) GROUP BY sample_id
+    SELECT sample_id, list(DISTINCT class_name ORDER BY class_name) AS present
+    FROM measured_masks SEMI JOIN pointless USING (sample_id) GROUP BY sample_id
 )
 SELECT said.row, conversation_id, said.sample_id, task, turns, options, solution, rationale, about.sample_id IS NOT NULL AS sample_exists,
     coalesce(modality, '') AS modality, coalesce(dataset, '') AS dataset, coalesce(slice, '') AS slice,

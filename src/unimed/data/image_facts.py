@@ -2,8 +2,8 @@
 
 import hashlib
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -31,11 +31,21 @@ _MAX_PIXELS = 2**28
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A shard, the places in it that a subset needs (offset and size, in order), and where their facts are to be written."""
+    """A shard, the places in it that a subset needs (offset and size, in order), and where their facts are to be written.
+
+    `known` are facts that were kept, by place, under the name `key`, which is empty where there is no such shard.
+    """
 
     shard: str
     places: np.ndarray
     path: Path
+    known: Mapping[tuple[int, int], Mapping[str, object]] = field(default_factory=dict)
+    key: str = ""
+
+    @property
+    def missing(self) -> list[tuple[int, int]]:
+        """The places that nothing is known of."""
+        return [place for place in map(tuple, self.places.tolist()) if place not in self.known]
 
 
 def jobs(connection: duckdb.DuckDBPyConnection, folder: Path) -> Iterator[Asked]:
@@ -53,30 +63,28 @@ def write_none(path: Path) -> None:
     pq.write_table(FACTS.append(pa.field("shard", pa.string())).empty_table(), path)
 
 
-def write(asked: Asked, root: Path, cache: Path | None) -> int:
-    """Write the facts of the places that are asked for, with the name of their shard, and give the number of images decoded for it."""
-    known = {}
-    name = _name(root, asked.shard)
-    if name and (kept := fact_cache.find(cache, name, FACTS)) is not None:
-        known = {(row["offset"], row["size"]): row for row in kept.to_pylist()}
-    places = [(int(offset), int(size)) for offset, size in asked.places]
-    missing = [place for place in places if place not in known]
-    known |= {place: _facts(root, Place(asked.shard, *place)) for place in missing}
-    if name and missing:
-        fact_cache.keep(cache, name, pa.Table.from_pylist([known[place] for place in sorted(known)], schema=FACTS))
-    found = pa.Table.from_pylist([known[place] for place in places], schema=FACTS)
-    pq.write_table(found.append_column("shard", pa.array([asked.shard] * len(found), pa.string())), asked.path)
-    return len(missing)
-
-
-def _name(root: Path, shard: str) -> str | None:
-    """The name of the shard's facts in the cache; None when there is no such shard."""
+def looked_up(asked: Asked, root: Path, cache: Path | None) -> Asked:
+    """The same with what the cache has of the shard, which is read for that; in threads, since hashing lets others run."""
     try:
-        with paths.inside(root, shard).open("rb") as stream:
+        with paths.inside(root, asked.shard).open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
     except (InputError, OSError):
-        return None
-    return fact_cache.key(content, (sys.modules[__name__], images), PIL.__version__)
+        return asked
+    key = fact_cache.key(content, (sys.modules[__name__], images), PIL.__version__)
+    kept = fact_cache.find(cache, key, FACTS)
+    rows = [] if kept is None else kept.to_pylist()
+    return replace(asked, key=key, known={(row["offset"], row["size"]): row for row in rows})
+
+
+def write(asked: Asked, root: Path, cache: Path | None) -> int:
+    """Write the facts of the places that are asked for, with the name of their shard, and give the number of images decoded for it."""
+    missing = asked.missing
+    known = {**asked.known, **{place: _facts(root, Place(asked.shard, *place)) for place in missing}}
+    if asked.key and missing:
+        fact_cache.keep(cache, asked.key, pa.Table.from_pylist([known[place] for place in sorted(known)], schema=FACTS))
+    found = pa.Table.from_pylist([known[place] for place in map(tuple, asked.places.tolist())], schema=FACTS)
+    pq.write_table(found.append_column("shard", pa.array([asked.shard] * len(found), pa.string())), asked.path)
+    return len(missing)
 
 
 def _facts(root: Path, place: Place) -> dict[str, object]:

@@ -1,6 +1,5 @@
 """What the run lengths of masks.parquet unpack to, row group by row group."""
 
-import hashlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,7 +44,9 @@ def read(group: Group, columns: list[str] | None = None) -> pa.Table:
 def write(group: Group, cache: Path | None) -> int:
     """Write the rows of a row group without their run lengths, with what those measure; gives the number of masks measured for it."""
     rows = read(group)
-    name = fact_cache.key(_digest(rows), (sys.modules[__name__], runs), np.__version__, scipy.__version__)
+    name = fact_cache.key(
+        fact_cache.digest(rows.select(["rle", "height", "width"])), (sys.modules[__name__], runs), np.__version__, scipy.__version__
+    )
     measured = fact_cache.find(cache, name, runs.MEASURES)
     found = measured is not None and len(measured) == len(rows)
     if measured is None or not found:
@@ -57,13 +58,3 @@ def write(group: Group, cache: Path | None) -> int:
         kept = kept.append_column(column, measured[column])
     pq.write_table(kept, group.path, compression="zstd")
     return 0 if found else len(rows)
-
-
-def _digest(rows: pa.Table) -> str:
-    """A sha256 of what is measured: run lengths with the sizes they are to fill."""
-    total = hashlib.sha256()
-    for column in ("rle", "height", "width"):
-        for part in rows[column].chunks:
-            for buffer in part.buffers()[1:]:
-                total.update(len(buffer).to_bytes(8) + memoryview(buffer))
-    return total.hexdigest()

@@ -5,8 +5,9 @@ Where a text could be meant otherwise, nothing is found: an alarm about good dat
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 SIDES = {"left": "right", "right": "left"}
 _TOKEN = re.compile(r"[a-z0-9]+|[^\sa-z0-9_-]")
@@ -60,9 +61,10 @@ Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels; it ends before the last two."""
 
 
-def tokens(text: str) -> list[str]:
+@lru_cache(maxsize=2**14)  # a text is asked about its classes, their sides and its own, and questions come again
+def tokens(text: str) -> tuple[str, ...]:
     """Words in lower case without a plural's s, and every mark between them; hyphens and underscores part words."""
-    return [_singular(word) for word in _TOKEN.findall(text.lower())]
+    return tuple(_singular(word) for word in _TOKEN.findall(text.lower()))
 
 
 def _singular(word: str) -> str:
@@ -86,7 +88,7 @@ class Classes:
         self._longest = max((len(words) for words in self._known), default=0)
         self._first = frozenset(word for words in self._known for word in words)
 
-    def mentions(self, said: list[str]) -> Iterator[Mention]:
+    def mentions(self, said: Sequence[str]) -> Iterator[Mention]:
         """The classes that a text names, in order, from its tokens."""
         start = 0
         while start < len(said):
@@ -95,7 +97,7 @@ class Classes:
                 yield Mention(tuple(sorted(said[start : start + length])), _is_meant(said, start))
             start += length or 1
 
-    def _length(self, said: list[str], start: int) -> int:
+    def _length(self, said: Sequence[str], start: int) -> int:
         lengths = range(min(self._longest, len(said) - start), 0, -1)
         return next((length for length in lengths if tuple(sorted(said[start : start + length])) in self._known), 0)
 
@@ -111,7 +113,7 @@ class Classes:
         wrong = [name for name in set(shown) if not self._is_said(name, said, found)]
         return bool(wrong) and (len(wrong) == len(set(shown)) or len(meant) >= len(set(shown)))
 
-    def _is_said(self, name: str, said: list[str], found: list[Mention]) -> bool:
+    def _is_said(self, name: str, said: Sequence[str], found: list[Mention]) -> bool:
         """Whether the words of a class occur, but for those that are part of the longer name of another."""
         words = Counter(self.words.get(name, words_of(name)))
         left = Counter(said)
@@ -129,18 +131,20 @@ class Classes:
         return {name for name, words in self.words.items() if words in named}
 
 
+@lru_cache(maxsize=2**14)
 def words_of(name: str) -> tuple[str, ...]:
     """The words of a class, sorted."""
     return tuple(sorted(tokens(name)))
 
 
-def _is_meant(said: list[str], start: int) -> bool:
+def _is_meant(said: Sequence[str], start: int) -> bool:
     before = [word for word in said[:start] if word not in _ARTICLES]
     if not before or before[-1] not in _LOCATIVE:
         return True
     return before[-1] == "of" and len(before) > 1 and before[-2] in _WHOLES
 
 
+@lru_cache(maxsize=2**14)
 def side_of(name: str) -> str:
     """The side in a class's name; empty where it has none or both."""
     found = SIDES.keys() & set(tokens(name))
