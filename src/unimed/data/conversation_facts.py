@@ -67,7 +67,7 @@ def _named(row: int, said: Sequence[Row]) -> Iterator[dict[str, Any]]:
 
 
 def write(group: Group, classes: Mapping[str, Sequence[str]], orientation: Mapping[str, str], cache: Path | None) -> int:
-    """Write FACTS of a row group of conversations joined with the masks they name, see facts.py; gives the number of rows read for it.
+    """Write FACTS of a row group of conversations with the masks they name, see facts.py; gives the number of rows read for it.
 
     `classes` and `orientation` are by data set: names, and "radiological" where the patient's left is on the right, or "image".
     """
