@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from unimed.data import image_facts, masks, shards, sql, tables
+from unimed.data import image_facts, mask_facts, masks, runs, shards, sql, tables
 
 MASKS_PER_IMAGE, MASKS_PER_CONVERSATION = 4, 64
 """As in SA-Med2D-20M with MeCoVQA: 4.6 M images, 20 M masks, 310 k conversations."""
@@ -119,6 +119,15 @@ def write_image_facts(subset: Path, folder: Path) -> None:
         schema = image_facts.FACTS.append(pa.field("shard", pa.string()))
         found = {**known, "decodes": [True] * len(group), "bands": ["L"] * len(group), "levels": [3] * len(group)}
         pq.write_table(pa.table({name: found[name] for name in schema.names}, schema=schema), folder / f"images-{number:06d}.parquet")
+
+
+def write_mask_facts(subset: Path, folder: Path) -> None:
+    """Write facts of masks that were measured once for each shape: this part is about tables."""
+    rles, _ = shapes()
+    measured = runs.measure(pa.array(rles), np.full(SHAPES, SIDE), np.full(SHAPES, SIDE))
+    for group in mask_facts.groups(subset / "masks.parquet", folder, "masks"):
+        rows = mask_facts.read(group)
+        pq.write_table(mask_facts.facts(rows, measured.take(rows["row"].to_numpy() % SHAPES)), group.path, compression="zstd")
 
 
 @dataclass(frozen=True)

@@ -153,8 +153,10 @@ def _is_there(one: _Shown, classes: wording.Classes, present: Sequence[str]) -> 
 
 
 def _side_agrees(one: _Shown) -> bool:
-    sided = [(wording.side_of(mask["class_name"]), wording.side_said(text, mask["class_name"])) for mask, text in one.texts()]
-    return not any(side and said and side != said for side, said in sided)
+    sided = [
+        (side, wording.side_said(text, mask["class_name"])) for mask, text in one.texts() if (side := wording.side_of(mask["class_name"]))
+    ]
+    return not any(said and side != said for side, said in sided)
 
 
 def _side_is_seen(one: _Shown, row: Row, orientation: str) -> bool:

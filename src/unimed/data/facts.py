@@ -106,10 +106,15 @@ def _find_duplicates(connection: duckdb.DuckDBPyConnection) -> None:
             f"WHERE hash({key}) IN ({several}) GROUP BY {key} HAVING count(*) > 1"
         )
         if name != "conversations":
-            connection.execute(
-                f"CREATE VIEW known_{name} AS SELECT * FROM {source} AS one WHERE NOT EXISTS "
-                f"(SELECT 1 FROM duplicate_{name} AS other WHERE other.{key} = one.{key} AND other.first <> one.row)"
-            )
+            connection.execute(f"CREATE VIEW known_{name} AS SELECT * FROM {source} AS one {_first_of_each(connection, name)}")
+
+
+def _first_of_each(connection: duckdb.DuckDBPyConnection, name: str) -> str:
+    """The condition that leaves one row `one` of each name: none where all have their own, since it would look up every row."""
+    [[several]] = connection.sql(f"SELECT count(*) FROM duplicate_{name}").fetchall()
+    key = KEYS[name]
+    exists = f"SELECT 1 FROM duplicate_{name} AS other WHERE other.{key} = one.{key} AND other.first <> one.row"
+    return f"WHERE NOT EXISTS ({exists})" if several else ""
 
 
 def _read_conversations(connection: duckdb.DuckDBPyConnection, source: Path, folder: Path, orientation: Mapping[str, str]) -> None:

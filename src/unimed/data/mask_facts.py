@@ -53,8 +53,13 @@ def write(group: Group, cache: Path | None) -> int:
         rles = pa.concat_arrays([pa.array([], pa.string()), *rows["rle"].chunks])
         measured = runs.measure(rles, rows["height"].to_numpy(), rows["width"].to_numpy())
         fact_cache.keep(cache, name, measured)
+    pq.write_table(facts(rows, measured), group.path, compression="zstd")
+    return 0 if found else len(rows)
+
+
+def facts(rows: pa.Table, measured: pa.Table) -> pa.Table:
+    """Rows of masks.parquet without their run lengths, with what those measure."""
     kept = rows.select(["row", *_COPIED])
     for column in runs.MEASURES.names:
         kept = kept.append_column(column, measured[column])
-    pq.write_table(kept, group.path, compression="zstd")
-    return 0 if found else len(rows)
+    return kept

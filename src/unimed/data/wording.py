@@ -41,6 +41,7 @@ _MODALITY = {
     "endoscopy": r"(?:endoscop(?:y|ic)|colonoscop(?:y|ic)|gastroscop(?:y|ic))",
     "fundus": r"(?:colou?r )?fundus",
 }
+_ANY_MODALITY = re.compile(rf"\b(?:{'|'.join(_MODALITY.values())})\b")
 _NOUN = r"(?:image|scan|slice|photo(?:graph)?|picture|view|frame)s?"
 _VIEW = r"(?:(?:axial|coronal|sagittal|transverse|abdominal|chest|brain|cardiac|grey-?scale|2d|contrast-enhanced|medical) )*"
 _STATED = {
@@ -115,7 +116,10 @@ class Classes:
 
     def _is_said(self, name: str, said: Sequence[str], found: list[Mention]) -> bool:
         """Whether the words of a class occur, but for those that are part of the longer name of another."""
-        words = Counter(self.words.get(name, words_of(name)))
+        own = self.words.get(name, words_of(name))
+        if any(mention.words == own for mention in found):
+            return True
+        words = Counter(own)
         left = Counter(said)
         for mention in found:
             if words < Counter(mention.words):
@@ -163,6 +167,8 @@ def side_said(text: str, name: str) -> str:
 def modality_contradicts(question: str, answer: str, modality: str) -> bool:
     """Whether question and answer together say that an image is of another modality than it is."""
     asked, answered = question.lower().strip(), answer.lower().strip()
+    if not _ANY_MODALITY.search(asked) and not _ANY_MODALITY.search(answered):
+        return False  # as most do, and nothing below would find any
     if named := [name for name, pattern in _ASKED.items() if pattern.match(asked)]:
         reply = re.match(r"(yes|no)\b", answered)
         return reply is not None and (reply[1] == "yes") != (modality in named)
