@@ -13,8 +13,6 @@ def test_both_tables_are_printed(monkeypatch, capsys):
         line.strip("| ").split(" | ", 1) for line in capsys.readouterr().out.splitlines() if line.startswith("| ") and " | |" not in line
     )
     assert list(rows) == [
-        "masks measured from their run lengths",
-        "the same again, from the cache",
         "table checks: joined",
         "table checks: offenders found",
         "table checks: Great Expectations, with its import",
