@@ -126,7 +126,7 @@ def test_copies_up_to_the_distance_are_found_and_none_beyond_wherever_the_bits_l
     for count in range(1, 2 * DISTANCE):
         rows.append(("B", f"{count:02d}", near(rows[0][2], *rng.choice(256, count, replace=False).tolist())))
     with sql.opened(samples=written(tmp_path, rows)) as connection:
-        duplicates.find(connection)
+        duplicates.find(connection, apart='dataset, "case"')
         pairs = set(connection.sql("FROM near_duplicates").fetchall())
     by_hand = {
         tuple(sorted((str(one), str(other))))

@@ -23,21 +23,25 @@ _BITS, _WORD = SIDE**2, 64
 
 _FINGERPRINTS = """
     CREATE OR REPLACE TEMP TABLE fingerprints AS
-    SELECT sample_id, (row_number() OVER ())::UINTEGER AS image, hash(dataset, "case") AS patient,
+    SELECT sample_id, (row_number() OVER ())::UINTEGER AS image, hash({apart}) AS apart,
         ('0x' || substr(fingerprint, 1, 16))::UBIGINT AS word0, ('0x' || substr(fingerprint, 17, 16))::UBIGINT AS word1,
         ('0x' || substr(fingerprint, 33, 16))::UBIGINT AS word2, ('0x' || substr(fingerprint, 49, 16))::UBIGINT AS word3
     FROM samples WHERE fingerprint != ''
 """
 
-_BANDED = "CREATE OR REPLACE TEMP TABLE banded AS SELECT image, patient, {band} AS band, {word} AS word FROM fingerprints"
+_BANDED = "CREATE OR REPLACE TEMP TABLE banded AS SELECT image, apart, {band} AS band, {word} AS word FROM fingerprints"
 
 _POPULAR = "CREATE OR REPLACE TEMP TABLE popular AS SELECT band FROM banded GROUP BY band HAVING count(*) > $most"
 
+_COMMON = "SELECT apart FROM fingerprints GROUP BY apart ORDER BY count(*) DESC, apart LIMIT 1"
+
+# One of two that are apart is not of what is most common, and fewer are looked up faster.
 # Whatever lies in the rows of this join is copied for hundreds of millions of pairs: numbers only, and of the fingerprint one word,
 # in which all but a few in a million of the others already differ too much.
 _COMPARED = """
-    INSERT INTO maybe SELECT one.image, other.image FROM {one} AS one JOIN banded AS other USING (band)
-    WHERE one.image < other.image AND one.patient != other.patient AND bit_count(xor(one.word, other.word)) <= $distance
+    INSERT INTO maybe SELECT one.image, other.image FROM {one} AS one JOIN (FROM banded WHERE apart != $common) AS other USING (band)
+    WHERE one.apart != other.apart AND (one.image < other.image OR one.apart = $common)
+        AND bit_count(xor(one.word, other.word)) <= $distance
 """
 
 _ALIKE = f"""
@@ -55,12 +59,14 @@ _PAIRS = """
 """
 
 
-def find(connection: "duckdb.DuckDBPyConnection") -> None:
-    """Make the table near_duplicates of the view samples: pairs of images, `one` and `other` by sample_id, that are of two cases.
+def find(connection: "duckdb.DuckDBPyConnection", apart: str) -> None:
+    """Make the table near_duplicates of the view samples: pairs `one` and `other`, by sample_id, that differ in the columns `apart`.
 
     Of two fingerprints at most DISTANCE bits apart, one of DISTANCE + 1 bands is the same in both: only those are compared.
     """
-    connection.execute(_FINGERPRINTS)
+    connection.execute(_FINGERPRINTS.format(apart=apart))
+    common = connection.execute(_COMMON).fetchone()
+    compared = {"distance": DISTANCE, "common": common[0] if common else 0}
     connection.execute("CREATE OR REPLACE TEMP TABLE maybe (one UINTEGER, other UINTEGER)")
     for first, end in pairwise(_BITS * number // (DISTANCE + 1) for number in range(DISTANCE + 2)):
         far = (first // _WORD + 2) % (_BITS // _WORD)
@@ -70,7 +76,7 @@ def find(connection: "duckdb.DuckDBPyConnection") -> None:
         if passed_over:
             log.warning("near-duplicates: %d parts of fingerprints are those of over %d images and were not compared", passed_over, MOST)
         one = "(FROM banded ANTI JOIN popular USING (band))" if passed_over else "banded"
-        connection.execute(_COMPARED.format(one=one), {"distance": DISTANCE})
+        connection.execute(_COMPARED.format(one=one), compared)
     connection.execute(_ALIKE, {"distance": DISTANCE})
     for table in ("fingerprints", "banded", "popular", "maybe"):
         connection.execute(f"DROP TABLE {table}")
@@ -88,7 +94,7 @@ def _band(first: int, end: int) -> str:
 
 def groups(connection: "duckdb.DuckDBPyConnection") -> list[list[Case]]:
     """The cases of the view samples that near-duplicates tie together, also over others; a case tied to none is in no group."""
-    find(connection)
+    find(connection, apart='dataset, "case"')
     pairs = connection.sql(_PAIRS).fetchall()
     return _tied([((row[0], row[1]), (row[2], row[3])) for row in pairs])
 

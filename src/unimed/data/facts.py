@@ -73,7 +73,7 @@ def joined(subset: Path, folder: Path, orientation: Mapping[str, str]) -> Iterat
             source = f"read_parquet({literal(str(place))}, file_row_number = true)"
             connection.execute(f"CREATE VIEW numbered_{name} AS SELECT * RENAME (file_row_number AS row) FROM {source}")
         _find_duplicates(connection)
-        duplicates.find(connection)
+        duplicates.find(connection, apart="split")
         _read_conversations(connection, places["conversations"], folder, orientation)
         for statement in _VIEWS:
             connection.execute(statement)
@@ -163,15 +163,12 @@ _VIEWS = (
 CREATE VIEW facts_of_samples AS
 WITH cases AS (
     SELECT dataset, "case", count(DISTINCT split) AS splits_of_case FROM samples GROUP BY ALL
-), apart AS (
-    SELECT near.one, near.other FROM near_duplicates AS near JOIN samples AS one ON near.one = one.sample_id
-        JOIN samples AS other ON near.other = other.sample_id WHERE one.split <> other.split
 ), named_apart AS (
     SELECT *, '--' || dataset || '--' || "case" || '--' || slice AS ending, left(sample_id, length(sample_id) - length(ending)) AS prefix
     FROM numbered_samples
 )
 SELECT row, sample_id, modality, licence, splits_of_case,
-    sample_id IN (SELECT one FROM apart UNION ALL SELECT other FROM apart) AS seen_elsewhere,
+    sample_id IN (SELECT one FROM near_duplicates UNION ALL SELECT other FROM near_duplicates) AS seen_elsewhere,
     coalesce(decodes, false) AS decodes, coalesce(bands, '') AS bands, coalesce(levels, 0) AS levels,
     coalesce(found.sha256 = said.sha256, false) AS bytes_match,
     coalesce(found.height = said.height AND found.width = said.width, false) AS size_matches,
