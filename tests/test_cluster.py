@@ -93,6 +93,12 @@ def test_a_plan_names_edited_code_a_changed_command_and_other_raw_data(done: Pro
     assert said(done, "unimed", "plan").splitlines()[0].endswith("its command has changed; data/raw has changed")
 
 
+def test_a_plan_names_code_that_was_deleted(whole: Project):
+    (whole.root / "exclusions.csv").unlink()
+    expected = "unimed: exclusions.csv: expected a file or folder that stages depend on, found nothing; restore it, for instance from git\n"
+    assert fault(whole, "unimed", "plan") == expected
+
+
 def test_a_plan_asks_the_store_and_goes_on_when_it_does_not_answer(done: Project, service: s3.Service):
     with_store(done, service)
     lines = said(done, "unimed", "plan").splitlines()
