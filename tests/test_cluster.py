@@ -93,6 +93,14 @@ def test_a_plan_names_edited_code_a_changed_command_and_other_raw_data(done: Pro
     assert said(done, "unimed", "plan").splitlines()[0].endswith("its command has changed; data/raw has changed")
 
 
+def test_a_plan_tells_gpu_hours_of_a_full_run_and_costs_where_there_is_a_price(whole: Project):
+    assert "GPU hours" not in said(whole, "unimed", "plan")
+    full = ("unimed", "plan", "--params", str(ROOT / "presets/full.yaml"))
+    told = said(whole, *full)
+    assert "here 17 of 17 stages would run\n\nGPU hours " in told and "cost" not in told
+    assert "cost at 2.5 an hour" in said(whole, *full, "--gpu-hour", "2.5")
+
+
 def test_a_plan_names_code_that_was_deleted(whole: Project):
     (whole.root / "exclusions.csv").unlink()
     expected = "unimed: exclusions.csv: expected a file or folder that stages depend on, found nothing; restore it, for instance from git\n"

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from unimed.sections import Failures
 from unimed.train import resuming
-from unimed.train.batch import Batch
 from unimed.train.resuming import Resumable
 from unimed.train.tally import Tally
 from unimed.train.watch import Found, Watch
@@ -31,7 +30,7 @@ class Guarded(Resumable):
         """Of the present step's loss; the trainer says so."""
         super().__init__(*args, **kwargs)
 
-    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """The gradients of one batch; returns its loss, which is 0 where it counts for nothing."""
         self.parts = {}
         loss = self.gradients(model, inputs, num_items_in_batch)
@@ -41,7 +40,7 @@ class Guarded(Resumable):
         self.note({COUNTED: counted})
         return torch.where(counted, loss, 0.0)
 
-    def gradients(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
+    def gradients(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Loss and gradients of a batch, as transformers has them."""
         return super().training_step(model, inputs, num_items_in_batch)
 
