@@ -160,7 +160,7 @@ def _grounds(found: list[Line], sizes: str) -> Iterator[str]:
     caption, turn = MEASURED["align"].words, MEASURED["vqa_expert"].words
     yield f"Sizes are {sizes}. Small samples have the smallest canvas and one turn, large ones the largest and all turns;"
     yield f"a caption has {caption} words and a turn {turn}, as what was measured had: your data have others."
-    yield f"At least: what must be computed, at {RATE / 1e12:.0f} TFLOP/s. As measured: at the share of that which docs/performance.md tells"
+    yield f"At least: what must be computed, at {RATE / 1e12:.0f} TFLOP/s. As measured: at the share of it in docs/performance.md"
     yield f"for one {CARD}; another card differs roughly as its bfloat16 peak does, and several GPUs were not measured."
     if other := [line.name for line in found if line.expected and not line.as_measured]:
         yield "Measured were packed rows in bfloat16 with compiled layers; set otherwise, which is slower and was never measured, are"

@@ -59,8 +59,13 @@ def steps_watched(made):
         state = {f"{key}/{name}": value.clone() for key, held in optimizer.state_dict()["state"].items() for name, value in held.items()}
         return weights, gradients, state
 
+    def after(optimizer):
+        begun = before.pop()
+        if not before:  # AdamW's own step within that of the copies is none of its own
+            steps.append((begun, now(optimizer)))
+
     first = register_optimizer_step_pre_hook(lambda optimizer, *_: before.append(now(optimizer)))
-    then = register_optimizer_step_post_hook(lambda optimizer, *_: steps.append((before.pop(), now(optimizer))))
+    then = register_optimizer_step_post_hook(lambda optimizer, *_: after(optimizer))
     try:
         yield steps
     finally:
