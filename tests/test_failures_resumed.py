@@ -22,7 +22,7 @@ def test_failures_before_and_after_a_kill_leave_the_bytes_of_a_run_left_alone(tm
         history = fit(made, samples, EVERYTHING, batch_size=2, max_steps=8, **way)
         out.mkdir()
         save_file({name: value for name, value in made.named_parameters() if value.requires_grad}, out / "weights.safetensors")
-        (out / "history.json").write_text(json.dumps(history, allow_nan=False))
+        (out / "history.json").write_text(json.dumps(history, allow_nan=False, sort_keys=True))
 
     child = start("tiny", run, tmp_path / "killed", struck=(4, 0.01, signal.SIGKILL))
     child.join()
