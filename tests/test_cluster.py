@@ -12,6 +12,7 @@ from kfp_api import KfpApi, node, serving
 from conftest import ROOT, Project
 from pipelines import lock, stages
 from unimed import hashes
+from unimed.errors import InputError
 from unimed.store import Store
 
 pytest_plugins = ["s3"]
@@ -105,6 +106,20 @@ def test_a_plan_names_code_that_was_deleted(whole: Project):
     (whole.root / "exclusions.csv").unlink()
     expected = "unimed: exclusions.csv: expected a file or folder that stages depend on, found nothing; restore it, for instance from git\n"
     assert fault(whole, "unimed", "plan") == expected
+
+
+@pytest.mark.parametrize("lost", ["exclusions.csv", "src/unimed/data"])
+def test_code_that_is_not_there_is_named_where_a_key_is_asked_for(tmp_path: Path, lost: str):
+    [ingest] = [stage for stage in stages.read((ROOT / "dvc.yaml").read_text()) if stage.name == "ingest"]
+    for path in ("dvc.yaml", *ingest.code):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).symlink_to(ROOT / path)
+    (tmp_path / "data/raw").mkdir(parents=True)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    assert len(stages.recipe_key("ingest", params, tmp_path)) == 16
+    (tmp_path / lost).unlink()
+    with pytest.raises(InputError, match=f"{lost}: expected a file or folder that stages depend on, found nothing; restore it"):
+        stages.recipe_key("ingest", params, tmp_path)
 
 
 def test_a_plan_asks_the_store_and_goes_on_when_it_does_not_answer(done: Project, service: s3.Service):

@@ -161,19 +161,6 @@ def test_the_hash_of_a_source_folder_ignores_compiled_files(tmp_path: Path):
     assert hashes.code_hash(tmp_path) != before
 
 
-@pytest.mark.parametrize("lost", ["exclusions.csv", "src/unimed/data"])
-def test_code_that_is_not_there_is_named_where_a_key_is_asked_for(tmp_path: Path, lost: str):
-    [ingest] = [stage for stage in STAGES if stage.name == "ingest"]
-    for path in ("dvc.yaml", *ingest.code):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).symlink_to(ROOT / path)
-    (tmp_path / "data/raw").mkdir(parents=True)
-    assert len(stages.recipe_key("ingest", PARAMS, tmp_path)) == 16
-    (tmp_path / lost).unlink()
-    with pytest.raises(InputError, match=f"{lost}: expected a file or folder that stages depend on, found nothing; restore it"):
-        stages.recipe_key("ingest", PARAMS, tmp_path)
-
-
 @pytest.fixture(scope="module")
 def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project's own dvc.yaml and params.yaml over stub components, run once."""

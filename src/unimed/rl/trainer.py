@@ -125,7 +125,7 @@ class Policy(Guarded, GRPOTrainer):
         return [sample.sample_id for sample in self.train_dataset[first : first + count]["sample"]]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log without the rewards that applied to nothing since the last time, and without what is no number in a step that was skipped."""
+        """Log without the rewards that applied to nothing since the last time, and without what is no number."""
         metrics = self._metrics["train"]
         for name in [name for name, values in metrics.items() if not any(map(math.isfinite, values))]:
             del metrics[name]
