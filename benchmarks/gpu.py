@@ -15,10 +15,11 @@ import torch
 from torch._dynamo.utils import counters
 
 from benchmarks import plain
-from benchmarks.shapes import Drawn, DrawnCollator, Endless, build, config, drawn, flops, mixed
+from benchmarks.shapes import Drawn, DrawnCollator, Endless, build, config, drawn, mixed
 from unimed.config import MaskLoss, Optimisation, RouterLoss
 from unimed.model import adapters, assemble
 from unimed.model.unimed import UniMedForConditionalGeneration
+from unimed.throughput import flops
 from unimed.train import loop, memory
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Models of full size with random weights, samples of given lengths, and what a step of them must compute."""
+"""Models of full size with random weights, and samples of given lengths."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import CLIPVisionConfig, ConvNextConfig, LlamaConfig
 
+from unimed import throughput
 from unimed.data.records import REGION, SEG
 from unimed.data.samples import Sample
 from unimed.data.shards import Place
@@ -18,14 +19,9 @@ from unimed.model.sam_med2d import SamMed2DConfig
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.train.batch import IGNORED, Batch, Collator, Piece
 
-LANGUAGE = {
-    "llama-7b": {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
-    "llama-3.1-8b": {
-        "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "rope_theta": 500000.0,
-    },
+LANGUAGE = throughput.LANGUAGE | {
     "tiny": {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
-}  # fmt: skip
+}
 WORDS = tokenizer.build(["A benchmark reads no words."], 300)
 TAKEN = 300
 """Token ids below this one may mean something to the template; words are drawn above."""
@@ -35,16 +31,15 @@ def config(shape: str, **changes: object) -> UniMedConfig:
     """CLIP ViT-L/14-336, ConvNeXt-L at 768 pixels and SAM-Med2D at 256 around a language model; all of them small for `tiny`."""
     ids = {f"{name}_token_id": tokenizer.special_id(WORDS, token) for name, token in (("image", IMAGE), ("region", REGION), ("seg", SEG))}
     small = shape == "tiny"
-    vision = {"image_size": 336, "patch_size": 14, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
-    detail = {"hidden_sizes": [192, 384, 768, 1536], "depths": [3, 3, 27, 3]}
+    vision, detail = dict(throughput.VISION), dict(throughput.DETAIL)
     mask = {"image_size": 256, "patch_size": 16, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "window_size": 14}
     if small:
-        vision |= {"image_size": 28, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4}
-        detail = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
+        vision |= {"image_size": 28, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2}
+        detail |= {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
         mask |= {"image_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "window_size": 2}
     return UniMedConfig(
-        vision_config=CLIPVisionConfig(num_attention_heads=2 if small else 16, **vision),
-        detail_config=ConvNextConfig(patch_size=4, num_stages=4, **detail),
+        vision_config=CLIPVisionConfig(**vision),
+        detail_config=ConvNextConfig(**detail),
         text_config=LlamaConfig(max_position_embeddings=8192, bos_token_id=None, eos_token_id=None, **LANGUAGE[shape]),
         mask_config=SamMed2DConfig(global_attention_indexes=(1,) if small else (2, 5, 8, 11), **mask),
         fusion_blocks=[1, 2, 3, 4] if small else [2, 6, 12, 20],
@@ -135,32 +130,3 @@ class DrawnCollator(Collator):
         count, masks = sum(sample.images for sample in samples), sum(sample.points for sample in samples)
         pixels = {"pixel_values": self.pixels[:count]} if count else {}
         return pixels | ({"masks": self.target[:masks]} if masks else {})
-
-
-def flops(config: UniMedConfig, images: int, tokens: int, labelled: int, fused: bool = False) -> float:
-    """What a sample must compute: frozen linears forward and for the input's gradient, causal attention, the head on labelled rows.
-
-    `fused`: the fusions train, so that the gradient also runs through the ViT from the first of them on.
-    """
-    text, vision = config.text_config, config.vision_config
-    size, kv = text.hidden_size, text.hidden_size * text.num_key_value_heads // text.num_attention_heads
-    linears = text.num_hidden_layers * (2 * size * size + 2 * size * kv + 3 * size * text.intermediate_size)
-    words = 4 * linears * tokens + 6 * text.num_hidden_layers * size * tokens**2 + 4 * size * text.vocab_size * labelled
-    patches, wide = config.tokens_per_view + 1, vision.hidden_size
-    block = 2 * patches * (4 * wide * wide + 2 * wide * vision.intermediate_size) + 4 * patches**2 * wide
-    blocks = vision.num_hidden_layers + 1 + config.vision_feature_layer
-    seen = blocks * block + sum(map(_stage, config.detail_config.depths, config.detail_config.hidden_sizes, _cells(config)))
-    join = 2 * patches * config.fusion_hidden_size * sum(2 * wide + detail for detail in config.detail_config.hidden_sizes)
-    project = 2 * config.tokens_per_view * (wide * size + size * size)
-    if fused:
-        return words + images * (seen + (blocks - config.fusion_blocks[0]) * block + 3 * join + 3 * project)
-    return words + images * (seen + join + project)
-
-
-def _cells(config: UniMedConfig) -> list[int]:
-    side = config.image_size // config.detail_config.patch_size
-    return [(side >> stage) ** 2 for stage in range(len(config.detail_config.hidden_sizes))]
-
-
-def _stage(depth: int, width: int, cells: int) -> float:
-    return depth * cells * 2 * (8 * width * width + 49 * width)

@@ -12,6 +12,7 @@ from kfp_api import KfpApi, node, serving
 from conftest import ROOT, Project
 from pipelines import lock, stages
 from unimed import hashes
+from unimed.errors import InputError
 from unimed.store import Store
 
 pytest_plugins = ["s3"]
@@ -91,6 +92,34 @@ def test_a_plan_names_edited_code_a_changed_command_and_other_raw_data(done: Pro
     (done.root / "data/raw.dvc").write_text(yaml.safe_dump({"outs": [{"md5": "0" * 32 + ".dir", "path": "raw"}]}))
     (done.root / "dvc.yaml").write_text((done.root / "dvc.yaml").read_text().replace("--task one", "--task other"))
     assert said(done, "unimed", "plan").splitlines()[0].endswith("its command has changed; data/raw has changed")
+
+
+def test_a_plan_tells_gpu_hours_of_a_full_run_and_costs_where_there_is_a_price(whole: Project):
+    assert "GPU hours" not in said(whole, "unimed", "plan")
+    full = ("unimed", "plan", "--params", str(ROOT / "presets/full.yaml"))
+    told = said(whole, *full)
+    assert "here 17 of 17 stages would run\n\nGPU hours " in told and "cost" not in told
+    assert "cost at 2.5 an hour" in said(whole, *full, "--gpu-hour", "2.5")
+
+
+def test_a_plan_names_code_that_was_deleted(whole: Project):
+    (whole.root / "exclusions.csv").unlink()
+    expected = "unimed: exclusions.csv: expected a file or folder that stages depend on, found nothing; restore it, for instance from git\n"
+    assert fault(whole, "unimed", "plan") == expected
+
+
+@pytest.mark.parametrize("lost", ["exclusions.csv", "src/unimed/data"])
+def test_code_that_is_not_there_is_named_where_a_key_is_asked_for(tmp_path: Path, lost: str):
+    [ingest] = [stage for stage in stages.read((ROOT / "dvc.yaml").read_text()) if stage.name == "ingest"]
+    for path in ("dvc.yaml", *ingest.code):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).symlink_to(ROOT / path)
+    (tmp_path / "data/raw").mkdir(parents=True)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    assert len(stages.recipe_key("ingest", params, tmp_path)) == 16
+    (tmp_path / lost).unlink()
+    with pytest.raises(InputError, match=f"{lost}: expected a file or folder that stages depend on, found nothing; restore it"):
+        stages.recipe_key("ingest", params, tmp_path)
 
 
 def test_a_plan_asks_the_store_and_goes_on_when_it_does_not_answer(done: Project, service: s3.Service):

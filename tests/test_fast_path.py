@@ -195,9 +195,9 @@ def test_what_cannot_run_is_said_before_anything_does():
         fast_path.prepared(tiny.fresh(), Optimisation(**ROWS), torch.device("cuda")).__enter__()
 
 
-def test_a_loss_that_is_no_number_is_named_with_its_step():
+def test_what_is_no_number_is_told_with_its_step_and_once():
     watch = Watch()
-    watch.look(3, {"words": torch.tensor(1.0)})
-    with pytest.raises(FloatingPointError, match=r"expected a finite loss at step 4, found \{'words': 1.0, 'dice': inf\}"):
-        watch.look(4, {"words": torch.tensor(1.0), "dice": torch.tensor(torch.inf)})
-    assert not watch.coming
+    assert watch.look(3, {"words": torch.tensor(1.0)}) == []
+    parts = {"words": 1.0, "dice": torch.inf}
+    assert watch.look(4, {name: torch.tensor(value) for name, value in parts.items()}) == [(4, parts)]
+    assert watch.arrive() == []

@@ -1,6 +1,7 @@
 """Stage 5: what TRL is fed, what it computes from it, and that rewards move the policy."""
 
 import logging
+import math
 
 import pytest
 import tiny
@@ -142,6 +143,25 @@ def test_only_the_reasoner_moves_and_every_step_is_in_the_history(tmp_path, mode
     assert {"rewards/format_reward/mean", "rewards/answer_reward/mean", "rewards/mask_reward/mean"} <= {
         key for entry in history for key in entry
     }
+
+
+def test_a_step_of_rewards_that_is_no_number_is_skipped_or_ends_the_run(tmp_path, model):
+    """The pull is nothing at the first step, where the policy is its reference; its gradient has no place in float32 at the second."""
+    begun = {name: value.clone() for name, value in babbling(model).state_dict().items()}
+
+    def run(**changes):
+        model.load_state_dict(begun)
+        return trainer.reinforce(model, tiny.processor(), [absent(tmp_path)], [], settings(**changes), seed=0)
+
+    run(max_steps=1, kl_weight=1e32)
+    first = {name: value.clone() for name, value in model.state_dict().items()}
+    assert any(not torch.equal(first[name], begun[name]) for name in begun)
+    history = run(max_steps=3, kl_weight=1e32, failures={"not_finite": "skip", "most_skipped": 2})
+    assert [entry["not_finite"] for entry in history] == [0, 1, 2]
+    assert all(math.isfinite(value) for entry in history for value in entry.values())
+    torch.testing.assert_close(model.state_dict(), first, atol=0, rtol=0)
+    with pytest.raises(FloatingPointError, match=r"at step 1, found \{'loss': .*, 'gradient': inf\} for the samples image3"):
+        run(max_steps=3, kl_weight=1e32)
 
 
 @pytest.mark.slow

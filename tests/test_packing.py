@@ -14,10 +14,10 @@ from unimed.errors import InputError
 from unimed.model import adapters, attention, experts
 from unimed.model.assemble import EXPERT_TARGETS
 from unimed.model.packing import Packing, prompts
-from unimed.train import loop
 from unimed.train.batch import IGNORED, Collator
 from unimed.train.draws import Draws
 from unimed.train.rows import RowCollator, Rows, best_fit
+from unimed.train.stage_trainer import router_terms
 
 CLOSE = {"atol": 1e-6, "rtol": 1e-4}
 """Sums are taken in another order; gradients here are of the order of 0.01 to 1."""
@@ -46,7 +46,7 @@ def learned(model, given, packed: bool, router: RouterLoss | None = None):
         loss = found.loss + found.mask_logits.square().mean()
         if router:
             mask = None if packed else given["attention_mask"].bool()
-            loss = loss + sum(loop.router_terms(model, mask, router, given.get("packing")).values())
+            loss = loss + sum(router_terms(model, mask, router, given.get("packing")).values())
         loss.backward()
     return loss.detach(), found.mask_logits.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 

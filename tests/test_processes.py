@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from conftest import ROOT
+from unimed.config import Optimisation
 from unimed.errors import InputError
 from unimed.train import loop
 
@@ -68,11 +69,14 @@ def test_two_processes_under_zero_2_get_the_loss_and_the_weights_of_one(tmp_path
         assert moved == pytest.approx(weights, abs=1e-4)
 
 
-def test_a_batch_that_the_processes_cannot_share_evenly_is_said_in_one_sentence(monkeypatch):
+def test_what_several_processes_cannot_do_is_said_in_one_sentence(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    assert loop.per_process(6) == 2
+    numbers = {"batch_size": 6, "max_steps": 1, "learning_rate": 0.01}
+    assert loop.per_process(Optimisation(**numbers)) == 2
     with pytest.raises(InputError, match=r"params.yaml: batch_size must be a multiple of the 3 processes of this run, is 4"):
-        loop.per_process(4)
+        loop.per_process(Optimisation(**numbers | {"batch_size": 4}))
+    with pytest.raises(InputError, match=r"params.yaml: failures must be left out where several processes train together, found 3 "):
+        loop.per_process(Optimisation(**numbers, failures={"out_of_memory": "halve"}))
 
 
 def test_a_sample_of_noise_is_the_same_in_every_process(tmp_path):

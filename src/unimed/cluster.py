@@ -56,11 +56,18 @@ def submit(
     raise typer.Exit(outcome.code)
 
 
-def plan(params: Numbers = PARAMS) -> None:
-    """Print which stages would run and which are there already, and why; no data are touched."""
+def plan(
+    params: Numbers = PARAMS,
+    gpu_hour: Annotated[
+        float | None, typer.Option(min=0, help="What a GPU costs an hour, in any currency; costs are told only with it.")
+    ] = None,
+) -> None:
+    """Print which stages would run, and why, and how many GPU hours training takes at full size; no data are touched."""
     due = _pipelines("due")
     made = _pipelines("plan").gather(Path(), _text(params))
     typer.echo(due.table(due.judge(made, Path())))
+    if "foundation" in made.params and (found := _pipelines("hours").lines(made.params)):
+        typer.echo(f"\n{_pipelines('hours').table(*found, gpu_hour)}")
 
 
 def adopt(

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from unimed.sections import Optimisation, Section
+from unimed.sections import MaskLoss, Optimisation, RouterLoss, Section
 
 
 class Split(Section):
@@ -132,13 +132,6 @@ class Vlm(Section):
     """Ablation: whether a tile is fused with its own window of the canvas's detail maps or with all of them, pooled to its size."""
 
 
-class MaskLoss(Section):
-    """How much the two mask losses count beside one nat of text."""
-
-    pixel_weight: float = Field(ge=0)
-    dice_weight: float = Field(ge=0)
-
-
 class LoraTraining(Optimisation):
     """An expert's adapter and how it is trained."""
 
@@ -148,13 +141,6 @@ class LoraTraining(Optimisation):
 
     turns: int = Field(gt=0)
     """Conversations about the same image that are joined into one sequence, so that it is encoded once for all."""
-
-
-class RouterLoss(Section):
-    """Pull toward even use of the experts and toward small router logits."""
-
-    balance_weight: float = Field(ge=0)
-    z_weight: float = Field(ge=0)
 
 
 class MoeRouter(Optimisation, RouterLoss):
@@ -171,6 +157,12 @@ class MoeRouter(Optimisation, RouterLoss):
     """Share of the samples that ask for masks; the rest are questions."""
 
     mask_loss: MaskLoss
+
+    @model_validator(mode="after")
+    def _whole_batches(self) -> Self:
+        if self.failures.out_of_memory == "halve":
+            raise ValueError("failures.out_of_memory must be stop here: how evenly experts are used is a fact of the whole batch")
+        return self
 
 
 class GroundingTraining(LoraTraining):
@@ -234,6 +226,12 @@ class Grpo(Optimisation):
         if self.direct_share + self.vqa_share + self.grounding_share >= 1:
             found = f"{self.direct_share} + {self.vqa_share} + {self.grounding_share}"
             raise ValueError(f"direct_share, vqa_share and grounding_share must leave room for thoughts, found {found}")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> Self:
+        if (self.failures.unreadable, self.failures.out_of_memory) != ("stop", "stop"):
+            raise ValueError("failures must stop at all but not_finite here: answers are compared in whole groups; cold_start may do both")
         return self
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import yaml
 
+from unimed.errors import InputError
+
 FOLDER = ".dir"
 """How the hash of a folder ends."""
 
@@ -21,7 +23,9 @@ def recorded(kinds: tuple[str, ...], root: Path = Path()) -> dict[str, str]:
 
 
 def code_hash(path: Path) -> str:
-    """A hash of the names and bytes of a source file or folder, compiled files left out."""
+    """A hash of the names and bytes of a source file or folder, compiled files left out. Raises InputError when it is not there."""
+    if not path.exists():
+        raise InputError(f"{path}: expected a file or folder that stages depend on, found nothing; restore it, for instance from git")
     names = [[file.relative_to(path).as_posix(), file.read_bytes().hex()] for file in files(path)]
     return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
-from unimed.config import Optimisation, Section
+from unimed.sections import Failures, Optimisation, Section
 
 
 class StandIn(Section):
@@ -21,6 +21,13 @@ class StandIn(Section):
     masks: Optimisation
     language: Optimisation
     questions_per_sequence: int = Field(gt=0)
+
+    @field_validator("vision", "masks", "language")
+    @classmethod
+    def _stops(cls, optimisation: Optimisation) -> Optimisation:
+        if optimisation.failures != Failures():
+            raise ValueError("failures must be left out: the stand-in is made in minutes and stops at any of them")
+        return optimisation
 
 
 class Pinned(Section):

@@ -1,4 +1,4 @@
-"""What sections of params.yaml have in common, and the one that every training stage has."""
+"""What sections of params.yaml have in common: how a stage trains, by which losses, and what it does about what goes wrong."""
 
 from pathlib import Path
 from typing import Literal, Self
@@ -10,6 +10,44 @@ class Section(BaseModel):
     """A section of params.yaml: values never change, unknown keys and values out of range are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class MaskLoss(Section):
+    """How much the two mask losses count beside one nat of text."""
+
+    pixel_weight: float = Field(ge=0)
+    dice_weight: float = Field(ge=0)
+
+
+class RouterLoss(Section):
+    """Pull toward even use of the experts and toward small router logits."""
+
+    balance_weight: float = Field(ge=0)
+    z_weight: float = Field(ge=0)
+
+
+class Failures(Section):
+    """What is done about what goes wrong in a training. Each event is named in the log and counted, whatever is done."""
+
+    not_finite: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is no number: the run ends, or the step leaves weights and optimizer as they were."""
+    unreadable: Literal["stop", "skip"] = "stop"
+    """A sample whose image or mask cannot be read: the run ends, or the batch goes on without it."""
+    out_of_memory: Literal["stop", "halve"] = "stop"
+    """A batch that does not fit: the run ends, or the batch is done in halves, and halves of those, that make the same step together."""
+    most_skipped: int = Field(default=0, ge=0)
+    """Steps, and samples, that may be skipped in all; one more ends the run."""
+
+    @property
+    def skips(self) -> bool:
+        """Whether a step may be left out."""
+        return "skip" in (self.not_finite, self.unreadable)
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.skips != (self.most_skipped > 0):
+            raise ValueError(f"most_skipped must be above 0 where something is skipped and only there, is {self.most_skipped}")
+        return self
 
 
 class Optimisation(Section):
@@ -30,9 +68,19 @@ class Optimisation(Section):
     """Whether layers are compiled, which takes half a minute and pays on a GPU. Needs packed rows."""
     workers: int = Field(default=0, ge=0)
     """Processes that read batches ahead; with none a batch is read when it is wanted."""
+    failures: Failures = Failures()
+    """What is done about a loss that is no number, a sample that cannot be read, and a batch that does not fit."""
 
     @model_validator(mode="after")
     def _static_shapes(self) -> Self:
         if self.compile and self.row_tokens is None:
             raise ValueError("compile needs row_tokens: every new length of a padded batch would be compiled anew")
+        return self
+
+    @model_validator(mode="after")
+    def _can_go_on(self) -> Self:
+        if self.deepspeed is not None and self.failures != Failures():
+            raise ValueError("failures must be left out under deepspeed, which steps on its own")
+        if self.batch_size == 1 and self.failures.out_of_memory == "halve":
+            raise ValueError("failures.out_of_memory must be stop where batch_size is 1: there is nothing to halve")
         return self

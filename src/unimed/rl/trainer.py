@@ -27,9 +27,11 @@ from unimed.rl import prompts, rewards, rollout
 from unimed.train import resuming
 from unimed.train.batch import Collator, picture
 from unimed.train.draws import Draws
-from unimed.train.loop import Progress, fit, per_process
+from unimed.train.guarded import Guarded
+from unimed.train.loop import fit, per_process
 from unimed.train.mixture import Mixture
-from unimed.train.resuming import Resumable
+from unimed.train.progress import LOGGED, Progress
+from unimed.train.tally import Tally
 
 logger = logging.getLogger("grpo")
 History = list[dict[str, Any]]
@@ -68,7 +70,7 @@ def reinforce(
 ) -> History:
     """Reward what trains in `model` for `settings.max_steps` optimizer steps; returns what was logged, step by step.
 
-    Raises FloatingPointError at the first step whose loss is not finite.
+    Raises FloatingPointError for a step whose loss or gradient is not finite, unless `settings.failures` skips it.
     """
     # TRL reads the embedding tables alone.
     model.write_seg_rows()
@@ -78,15 +80,16 @@ def reinforce(
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         trainer = build(model, processor, mixture, settings, seed)
         resuming.train(trainer, "grpo", boundary=settings.updates_per_rollout)
+        trainer.arrive()
     # TRL has put its own forward over the class's.
     del model.forward
     model.eval()
     # Without seconds: the same training leaves the same bytes. Tracking has been told them.
-    return [{name: value for name, value in entry.items() if name != "step_time"} for entry in trainer.state.log_history if "loss" in entry]
+    return [{name: value for name, value in entry.items() if name != "step_time"} for entry in trainer.state.log_history if LOGGED in entry]
 
 
-class Policy(Resumable, GRPOTrainer):
-    """GRPOTrainer that counts the groups that teach nothing, logs only numbers, and stops at a loss that is not finite."""
+class Policy(Guarded, GRPOTrainer):
+    """GRPOTrainer that counts the groups that teach nothing, logs only numbers, and takes no step that is not finite."""
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, **kwargs: Any
@@ -110,16 +113,21 @@ class Policy(Resumable, GRPOTrainer):
         self._step = self.state.global_step
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
-        """The loss; FloatingPointError, with the step, when it is not finite."""
+        """TRL's loss, noted."""
         loss = super().compute_loss(*args, **kwargs)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"expected a finite loss at step {self.state.global_step}, found {loss.item()}")
+        self.parts = {"loss": loss.detach()}
         return loss
 
+    def named(self, step: int) -> list[str]:
+        """The ids of the samples whose prompts a step is about."""
+        count = self.args.per_device_train_batch_size * self.args.world_size // self.num_generations
+        first = step // self.num_iterations * count
+        return [sample.sample_id for sample in self.train_dataset[first : first + count]["sample"]]
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log without the rewards that applied to nothing since the last time."""
+        """Log without the rewards that applied to nothing since the last time, and without what is no number."""
         metrics = self._metrics["train"]
-        for name in [name for name, values in metrics.items() if all(map(math.isnan, values))]:
+        for name in [name for name, values in metrics.items() if not any(map(math.isfinite, values))]:
             del metrics[name]
         super().log(logs, *args, **kwargs)
 
@@ -143,6 +151,7 @@ def build(model: UniMedForConditionalGeneration, processor: UniMedProcessor, mix
         callbacks=[Progress("grpo", settings.max_steps)],
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.tally = Tally(settings.failures)
     if settings.kl_weight:
         # TRL takes its reference from a peft wrapper or from disk; ours is the same model with its adapter as it is now.
         start = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
@@ -159,7 +168,7 @@ def arguments(model: UniMedForConditionalGeneration, settings: Grpo, seed: int) 
     each = settings.normalise == "each_reward"
     return GRPOConfig(
         output_dir="runs/trainer",
-        per_device_train_batch_size=per_process(settings.batch_size) * settings.group_size,
+        per_device_train_batch_size=per_process(settings) * settings.group_size,
         num_generations=settings.group_size,
         num_iterations=settings.updates_per_rollout,
         max_steps=settings.max_steps,

@@ -90,7 +90,7 @@ class Resumable(Trainer):
         for name, value in _tensors(checkpoint, "optimizer/").items():
             key, kind = name.split("/")
             moments.setdefault(int(key), {})[kind] = value
-        numbers = _numbers(checkpoint)
+        numbers = numbers_of(checkpoint)
         copies = [value for _, value in sorted(_tensors(checkpoint, "masters/").items())]
         self.optimizer.load_state_dict({"state": moments, "param_groups": numbers["groups"]} | ({"masters": copies} if copies else {}))
         self.lr_scheduler.load_state_dict(numbers["schedule"])
@@ -99,7 +99,7 @@ class Resumable(Trainer):
         """Give the random generators and the sums for the log the state of a checkpoint; called when all else stands."""
         if checkpoint is None:
             return
-        numbers, summed = _numbers(checkpoint), _tensors(checkpoint, "log/")
+        numbers, summed = numbers_of(checkpoint), _tensors(checkpoint, "log/")
         set_random_state(_tensors(checkpoint, "random/"), numbers["random"])
         self._tr_loss = summed.pop("loss").to(self.args.device)
         self.noted = {name: list(values.to(self.args.device)) for name, values in summed.items()}
@@ -112,7 +112,8 @@ def _tensors(checkpoint: str, prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
 
 
-def _numbers(checkpoint: str) -> dict[str, Any]:
+def numbers_of(checkpoint: str) -> dict[str, Any]:
+    """What a checkpoint holds besides tensors."""
     return json.loads((Path(checkpoint) / NUMBERS).read_text())
 
 
