@@ -28,13 +28,13 @@ def made(tmp_path, monkeypatch):
     return tmp_path
 
 
-def measured(made: Path) -> tuple[int, int]:
+def measured(made: Path, for_text: bool = False) -> tuple[int, int]:
     """How many images and masks had to be measured."""
     folder = made / "facts"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     subset = made / "subsets" / "grounding"
-    return facts.measure_images(subset, made / "shards", folder), facts.measure_masks(subset, folder)
+    return facts.measure_images(subset, made / "shards", folder, for_text), facts.measure_masks(subset, folder)
 
 
 def entries(made: Path) -> list[Path]:
@@ -91,6 +91,12 @@ def test_a_cache_that_cannot_be_written_costs_time_and_nothing_else(tmp_path, mo
 def test_a_second_validation_measures_nothing(made):
     assert measured(made) == (7, 18)
     assert measured(made) == (0, 0)
+
+
+def test_text_is_looked_for_in_images_that_were_measured_without(made):
+    assert measured(made) == (7, 18)
+    assert measured(made, for_text=True) == (7, 0)
+    assert measured(made, for_text=True) == measured(made) == (0, 0), "and neither takes the place of the other"
 
 
 def test_only_what_changed_is_measured_again(made):
@@ -150,5 +156,5 @@ def test_two_validations_at_once_are_both_right(made):
 
 
 def test_nothing_is_known_of_a_shard_that_is_not_there(made):
-    assert image_facts._name(made / "shards", "shard-000009.tar") is None
-    assert image_facts._name(made / "shards", "../raw/SAMed2Dv1/SAMed2D_v1.json") is None
+    assert image_facts._name(made / "shards", "shard-000009.tar", for_text=False) is None
+    assert image_facts._name(made / "shards", "../raw/SAMed2Dv1/SAMed2D_v1.json", for_text=False) is None

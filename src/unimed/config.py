@@ -91,6 +91,9 @@ class Validate(Section):
     licences: tuple[str, ...] | None
     """Licences of data that may be used; null allows all."""
 
+    most_glyphs: int | None = Field(default=None, ge=1)
+    """Shapes in a row like letters and digits that an image shows at most: more are taken for text burned into it; null does not look."""
+
     severities: dict[str, Severity] = {}
     """Another severity for promises, by name."""
 

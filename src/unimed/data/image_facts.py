@@ -12,18 +12,20 @@ import numpy as np
 import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
+import scipy
 
-from unimed.data import fact_cache, images, paths, shards
+from unimed.data import fact_cache, glyphs, images, paths, shards
 from unimed.data.shards import Place
 from unimed.errors import InputError
 
 FACTS = pa.schema(
     [
         *(("offset", pa.int64()), ("size", pa.int64()), ("sha256", pa.string()), ("decodes", pa.bool_())),
-        *(("height", pa.int32()), ("width", pa.int32()), ("bands", pa.string()), ("levels", pa.int32())),
+        *(("height", pa.int32()), ("width", pa.int32()), ("bands", pa.string()), ("levels", pa.int32()), ("glyphs", pa.int32())),
     ]
 )
-"""`bands` as Pillow names them, such as L or RGB; `levels` counts grey values up to 3. Empty and 0 where nothing decodes."""
+"""`bands` as Pillow names them, such as L or RGB; `levels` counts grey values up to 3; `glyphs` are those of the longest row that looks like
+text, and 0 where nobody asks for text. Empty and 0 where nothing decodes."""
 
 _MAX_PIXELS = 2**28
 """Far above any bound that ingest may be given: what is in a shard was let in before."""
@@ -53,15 +55,18 @@ def write_none(path: Path) -> None:
     pq.write_table(FACTS.append(pa.field("shard", pa.string())).empty_table(), path)
 
 
-def write(asked: Asked, root: Path, cache: Path | None) -> int:
-    """Write the facts of the places that are asked for, with the name of their shard, and give the number of images decoded for it."""
+def write(asked: Asked, root: Path, cache: Path | None, for_text: bool) -> int:
+    """Write the facts of the places that are asked for, with the name of their shard, and give the number of images decoded for it.
+
+    Text is looked for only `for_text`: it costs more than all else.
+    """
     known = {}
-    name = _name(root, asked.shard)
+    name = _name(root, asked.shard, for_text)
     if name and (kept := fact_cache.find(cache, name, FACTS)) is not None:
         known = {(row["offset"], row["size"]): row for row in kept.to_pylist()}
     places = [(int(offset), int(size)) for offset, size in asked.places]
     missing = [place for place in places if place not in known]
-    known |= {place: _facts(root, Place(asked.shard, *place)) for place in missing}
+    known |= {place: _facts(root, Place(asked.shard, *place), for_text) for place in missing}
     if name and missing:
         fact_cache.keep(cache, name, pa.Table.from_pylist([known[place] for place in sorted(known)], schema=FACTS))
     found = pa.Table.from_pylist([known[place] for place in places], schema=FACTS)
@@ -69,19 +74,21 @@ def write(asked: Asked, root: Path, cache: Path | None) -> int:
     return len(missing)
 
 
-def _name(root: Path, shard: str) -> str | None:
+def _name(root: Path, shard: str, for_text: bool) -> str | None:
     """The name of the shard's facts in the cache; None when there is no such shard."""
     try:
         with paths.inside(root, shard).open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
     except (InputError, OSError):
         return None
+    if for_text:
+        return fact_cache.key(content, (sys.modules[__name__], images, glyphs), PIL.__version__, scipy.__version__)
     return fact_cache.key(content, (sys.modules[__name__], images), PIL.__version__)
 
 
-def _facts(root: Path, place: Place) -> dict[str, object]:
+def _facts(root: Path, place: Place, for_text: bool) -> dict[str, object]:
     facts: dict[str, object] = {"offset": place.offset, "size": place.size, "sha256": "", "decodes": False}
-    facts |= {"height": 0, "width": 0, "bands": "", "levels": 0}
+    facts |= {"height": 0, "width": 0, "bands": "", "levels": 0, "glyphs": 0}
     try:
         content = shards.read(root, place)
         facts["sha256"] = hashlib.sha256(content).hexdigest()
@@ -89,5 +96,5 @@ def _facts(root: Path, place: Place) -> dict[str, object]:
     except InputError:
         return facts
     grey = image if image.mode == "L" else images.rgb(image).convert("L")
-    levels = len(grey.getcolors(2) or (0, 0, 0))
-    return facts | {"decodes": True, "height": image.height, "width": image.width, "bands": "".join(image.getbands()), "levels": levels}
+    measured = {"levels": len(grey.getcolors(2) or (0, 0, 0)), "glyphs": glyphs.longest_row(np.asarray(grey)) if for_text else 0}
+    return facts | {"decodes": True, "height": image.height, "width": image.width, "bands": "".join(image.getbands())} | measured
