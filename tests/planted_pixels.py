@@ -54,7 +54,7 @@ def two_values(found: Subset, key: str) -> Image.Image:
 def written_on(found: Subset, key: str) -> str:
     """The image with a patient's name in a corner."""
     image = found.image(key).convert("L")
-    ImageDraw.Draw(image).text((3, 3), "DOE^JANE", fill=255, font=ImageFont.load_default(12))
+    ImageDraw.Draw(image).text((3, 3), "SMITH JOHN", fill=255, font=ImageFont.load_default(10))
     return found.pack(key, image)
 
 

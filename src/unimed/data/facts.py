@@ -30,7 +30,8 @@ _CONVERSATIONS_AT_ONCE = 2**13
 def opened(subset: Path, shards: Path, for_text: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
     """A DuckDB with a subset's tables, numbered by `row`, and the facts about them; images come from the folder `shards`.
 
-    Text in images is looked for only `for_text`. Raises InputError when a table is missing or has other columns, or the manifest gives an orientation that is none.
+    Text in images is looked for only `for_text`.
+    Raises InputError when a table is missing or has other columns, or the manifest gives an orientation that is none.
     """
     for name, schema in SCHEMAS.items():
         tables.opened(subset / f"{name}.parquet", schema)

@@ -93,7 +93,5 @@ def _alike(shapes: _Shapes, other: Int[np.ndarray, " shape"], gap: Int[np.ndarra
     """Whether each shape and its other are neighbours in a row of text."""
     heights, contrasts = ((values, values[other]) for values in (shapes.height, shapes.contrast))
     tall, small = np.maximum(*heights), np.minimum(*heights)
-    even = shift <= np.maximum(1, _UNEVEN * tall)
-    return (
-        even & (gap <= _GAP * tall) & (small >= _LEAST_HEIGHT * tall) & (np.minimum(*contrasts) >= _LEAST_CONTRAST * np.maximum(*contrasts))
-    )
+    even = (shift <= np.maximum(1, _UNEVEN * tall)) & (np.minimum(*contrasts) >= _LEAST_CONTRAST * np.maximum(*contrasts))
+    return even & (gap <= _GAP * tall) & (small >= _LEAST_HEIGHT * tall)

@@ -24,8 +24,8 @@ FACTS = pa.schema(
         *(("height", pa.int32()), ("width", pa.int32()), ("bands", pa.string()), ("levels", pa.int32()), ("glyphs", pa.int32())),
     ]
 )
-"""`bands` as Pillow names them, such as L or RGB; `levels` counts grey values up to 3; `glyphs` are those of the longest row that looks like
-text, and 0 where nobody asks for text. Empty and 0 where nothing decodes."""
+"""`bands` as Pillow names them, such as L or RGB; `levels` counts grey values up to 3; `glyphs` are those of the longest row that
+looks like text, and 0 where nobody asks for text. Empty and 0 where nothing decodes."""
 
 _MAX_PIXELS = 2**28
 """Far above any bound that ingest may be given: what is in a shard was let in before."""
