@@ -96,7 +96,7 @@ def from_text(text: str) -> Record:
         Exchange(exchange["question"], exchange["answer"], tuple(exchange["regions"]), tuple(exchange["targets"]))
         for exchange in said["exchanges"]
     )
-    parts = {"exchanges": exchanges, "options": tuple(said["options"]), "origin": Origin(**said["origin"])}
+    parts: dict[str, Any] = {"exchanges": exchanges, "options": tuple(said["options"]), "origin": Origin(**said["origin"])}
     return Record(**{**said, **parts})
 
 
