@@ -72,9 +72,14 @@ def test_what_is_too_low_too_high_too_wide_or_faint_is_no_glyph():
 
 
 def test_what_fades_into_its_surroundings_is_no_glyph():
-    columns = np.abs(np.arange(120) % 12 - 6)
-    slopes = np.clip(58 - 9 * columns, 0, 58)[None, :].repeat(60, 0) * (np.abs(np.arange(60) - 30) < 8)[:, None]
-    assert glyphs.longest_row(slopes.astype(np.uint8)) == 0
+    row = [(20, 10 + 12 * number, 14, 3) for number in range(6)]  # so far apart that what lies between is no stroke itself
+    pixels = bars(*row, ink=62)
+    for top, left, height, _ in row:
+        pixels[top : top + height, left] = 75
+    assert glyphs.longest_row(pixels) == 0, "of the pixels 42 levels above, a third are 50 above"
+    for top, left, height, _ in row:
+        pixels[top : top + height, left + 1] = 75
+    assert glyphs.longest_row(pixels) == 6, "and now two thirds"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 40), (40, 3), (64, 64)])
