@@ -117,7 +117,13 @@ def write_image_facts(subset: Path, folder: Path) -> None:
     for number, group in enumerate(pq.ParquetFile(subset / "samples.parquet").iter_batches(sql.ROWS)):
         known = {name: group.column(name) for name in ("shard", "offset", "size", "sha256", "height", "width")}
         schema = image_facts.FACTS.append(pa.field("shard", pa.string()))
-        found = {**known, "decodes": [True] * len(group), "bands": ["L"] * len(group), "levels": [3] * len(group)}
+        found = {
+            **known,
+            "decodes": [True] * len(group),
+            "bands": ["L"] * len(group),
+            "levels": [3] * len(group),
+            "glyphs": [0] * len(group),
+        }
         pq.write_table(pa.table({name: found[name] for name in schema.names}, schema=schema), folder / f"images-{number:06d}.parquet")
 
 

@@ -14,8 +14,9 @@ import pandas as pd
 from PIL import Image
 
 from unimed.config import Validate
-from unimed.data import facts, judging, masks, tables
+from unimed.data import facts, images, judging, masks, shards, tables
 from unimed.data.promises import contract
+from unimed.data.shards import Place
 from unimed.data.tables import Tables
 
 
@@ -32,7 +33,7 @@ class Subset:
         """The promises that are broken once the subset is written, with the first offenders of each."""
         self.tables.write(folder)
         tables.write_json(folder / "manifest.json", self.manifest)
-        with facts.opened(folder, self.shards) as connection:
+        with facts.opened(folder, self.shards, for_text=self.bounds.most_glyphs is not None) as connection:
             outcomes = judging.judge(connection, contract(self.bounds))
         return {outcome.promise.name: outcome.ids for outcome in outcomes if outcome.failed}
 
@@ -67,6 +68,12 @@ class Subset:
     def say(self, key: str, turn: dict[str, Any], **values: Any) -> str:
         """Replace the only turn of a conversation; gives the conversation's id."""
         return self.put("conversations", key, turns=json.dumps([turn | values]))
+
+    def image(self, key: str) -> Image.Image:
+        """The image of a sample."""
+        row = self.tables.samples.set_index("sample_id").loc[key]
+        place = Place(str(row["shard"]), int(row["offset"]), int(row["size"]))
+        return images.decode(shards.read(self.shards, place), key, 2**20)
 
     def pack(self, key: str, image: Image.Image | bytes, form: str = "PNG") -> str:
         """Put another image into the shards for a sample, as if ingest had packed it; gives the sample's id."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 import planted
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from planted import Subset
 
 
@@ -49,6 +49,13 @@ def noise(found: Subset, key: str) -> Image.Image:
 
 def two_values(found: Subset, key: str) -> Image.Image:
     return noise(found, key).convert("L").point(lambda value: 255 * (value > 127))
+
+
+def written_on(found: Subset, key: str) -> str:
+    """The image with a patient's name in a corner."""
+    image = found.image(key).convert("L")
+    ImageDraw.Draw(image).text((3, 3), "SMITH JOHN", fill=255, font=ImageFont.load_default(10))
+    return found.pack(key, image)
 
 
 def truncated(found: Subset, key: str) -> str:
@@ -111,6 +118,7 @@ IMAGES = {
     ),
     "mask for an image": ("image_has_content", lambda found: found.pack(a_sample(found), two_values(found, a_sample(found)))),
     "blank image": ("image_has_content", lambda found: found.pack(a_sample(found), Image.new("L", size_of(found, a_sample(found)), 7))),
+    "patient's name in the image": ("image_without_text", lambda found: written_on(found, a_sample(found))),
     "slice of another name": ("image_name", lambda found: found.put("samples", a_sample(found), slice="z_0099")),
     "case of another name": ("image_name", lambda found: found.put("samples", a_sample(found), case="case_99999")),
     "modality of another name": ("image_name", lambda found: found.put("samples", a_sample(found), modality="x_ray")),

@@ -39,12 +39,13 @@ class Fault:
     """What the proxy does, `times` times, to a `method` with `path` in its address.
 
     `answer`: says `status` and `code` itself. `cut`: resets the connection in the middle of the body. `stall`: stops there until released.
-    `garble`: changes a byte of the body. `forget`: lets the request through and resets the connection instead of answering.
+    `garble`: changes a byte of the body.
+    `silence`: says nothing at all until released. `forget`: lets the request through and resets the connection instead of answering.
     """
 
     method: str
     path: str
-    kind: Literal["answer", "cut", "stall", "garble", "forget"]
+    kind: Literal["answer", "cut", "stall", "silence", "garble", "forget"]
     times: int = 1
     status: int = 503
     code: str = "SlowDown"
@@ -199,7 +200,7 @@ class _Proxy(BaseHTTPRequestHandler):
         answer = upstream.getresponse()
         data = answer.read()
         upstream.close()
-        if fault and fault.kind == "forget":
+        if fault and fault.kind in ("forget", "silence"):
             self._break(fault)
             return
         if answer.status == 500 and "uploadId" in self.path:  # moto stumbles over an upload that has ended; S3 says so
@@ -223,7 +224,7 @@ class _Proxy(BaseHTTPRequestHandler):
 
     def _break(self, fault: Fault) -> None:
         """End the connection as a broken line does, at once or after the stall."""
-        if fault.kind == "stall":
+        if fault.kind in ("stall", "silence"):
             self.server.service.stalled.set()
             self.server.service.released.wait(60)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -30,13 +30,13 @@ def made(tmp_path, monkeypatch):
     return tmp_path
 
 
-def measured(made: Path) -> tuple[int, int]:
+def measured(made: Path, for_text: bool = False) -> tuple[int, int]:
     """How many images and masks had to be measured."""
     folder = made / "facts"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     subset = made / "subsets" / "grounding"
-    return facts.measure_images(subset, made / "shards", folder), facts.measure_masks(subset, folder)
+    return facts.measure_images(subset, made / "shards", folder, for_text), facts.measure_masks(subset, folder)
 
 
 def entries(made: Path) -> list[Path]:
@@ -93,6 +93,12 @@ def test_a_cache_that_cannot_be_written_costs_time_and_nothing_else(tmp_path, mo
 def test_a_second_validation_measures_nothing(made):
     assert measured(made) == (7, 18)
     assert measured(made) == (0, 0)
+
+
+def test_text_is_looked_for_in_images_that_were_measured_without(made):
+    assert measured(made) == (7, 18)
+    assert measured(made, for_text=True) == (7, 0)
+    assert measured(made, for_text=True) == measured(made) == (0, 0), "and neither takes the place of the other"
 
 
 def test_only_what_changed_is_measured_again(made):

@@ -86,6 +86,9 @@ def test_a_side_belongs_to_the_class_that_it_stands_beside(text, name, side):
         ("Describe this image.", "This dermoscopic image shows a lesion.", "fundus"),
         ("Which imaging modality produced this image?", "MRI", "ct"),
         ("Which modality is this?", "Fundus image", "endoscopy"),
+        ("Is this an OCT image?", "No", "oct"),
+        ("Describe this image.", "This histological image shows a gland.", "ct"),
+        ("Is this a CT image?", "Yes", "oct"),
     ],
 )
 def test_a_modality_that_is_not_the_images_is_seen(question, answer, modality):
@@ -108,6 +111,9 @@ def test_a_modality_that_is_not_the_images_is_seen(question, answer, modality):
         ("Describe this image.", "This PET/CT image shows uptake.", "pet"),
         ("Where is the fundus?", "The fundus of the stomach is above.", "ct"),
         ("What is it?", "The concept is an act image.", "mr"),
+        ("Is this a microscopy image?", "Yes", "microscopy"),
+        ("Is this an optical coherence tomography image?", "Yes", "oct"),
+        ("Is this a computed tomography image?", "No", "oct"),
     ],
 )
 def test_a_modality_that_may_be_the_images_is_left_alone(question, answer, modality):

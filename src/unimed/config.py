@@ -83,13 +83,14 @@ class Validate(Section):
     """Connected parts a mask has at most: more are taken for noise."""
 
     least_masks_of_class: int = Field(ge=0)
-    """Masks that each class of a subset has at least; 0 asks for none."""
-
     least_images_of_modality: int = Field(ge=0)
-    """Images that each modality of a subset has at least; 0 asks for none."""
+    """Masks of each class and images of each modality that a subset has at least; 0 asks for none."""
 
     licences: tuple[str, ...] | None
     """Licences of data that may be used; null allows all."""
+
+    most_glyphs: int | None = Field(default=None, ge=1)
+    """Shapes in a row like letters and digits that an image shows at most: more are taken for text burned into it; null does not look."""
 
     severities: dict[str, Severity] = {}
     """Another severity for promises, by name."""

@@ -11,6 +11,9 @@ from botocore.exceptions import BotoCoreError
 from unimed.errors import InputError
 
 THREADS = 8
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
+"""How long a connection may take, and how long a service may say nothing in the middle of an answer, before it is asked again."""
+
 ATTEMPTS = 6
 """How often a request is made before its fault is told; AWS_MAX_ATTEMPTS wins over it."""
 
@@ -32,8 +35,8 @@ def client() -> tuple[Any, int]:
     try:
         attempts = session.get_config_variable("max_attempts") or ATTEMPTS
         config = Config(
-            connect_timeout=10,
-            read_timeout=60,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            read_timeout=READ_TIMEOUT_S,
             max_pool_connections=THREADS,
             retries={"mode": "standard", "total_max_attempts": attempts},
             request_checksum_calculation="when_required",

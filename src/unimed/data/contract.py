@@ -23,7 +23,7 @@ def write(subset: Path, shards: Path, folder: Path, bounds: Validate) -> None:
     `bounds.max_bad_fraction` of a table breaks one of severity quarantine, or when nothing is left to train on.
     """
     promises = contract(bounds)
-    with facts.opened(subset, shards) as connection:
+    with facts.opened(subset, shards, for_text=bounds.most_glyphs is not None) as connection:
         outcomes = judging.judge(connection, promises)
         passing.leave_out(connection, promises)
         _refuse(connection, outcomes, bounds, subset)

@@ -29,25 +29,26 @@ _CONVERSATIONS_AT_ONCE = 2**13
 
 
 @contextmanager
-def opened(subset: Path, shards: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+def opened(subset: Path, shards: Path, for_text: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
     """A DuckDB with a subset's tables, numbered by `row`, and the facts about them; images come from the folder `shards`.
 
+    Text in images is looked for only `for_text`.
     Raises InputError when a table is missing or has other columns, or the manifest gives an orientation that is none.
     """
     for name, schema in SCHEMAS.items():
         tables.opened(subset / f"{name}.parquet", schema)
     orientation = _orientation(subset)
     with tempfile.TemporaryDirectory(prefix="unimed-facts-") as scratch:
-        log.info("%d images measured, the facts of all others were kept", measure_images(subset, shards, Path(scratch)))
+        log.info("%d images measured, the facts of all others were kept", measure_images(subset, shards, Path(scratch), for_text))
         log.info("%d masks measured, the facts of all others were kept", measure_masks(subset, Path(scratch)))
         with joined(subset, Path(scratch), orientation) as connection:
             yield connection
 
 
-def measure_images(subset: Path, shards: Path, folder: Path) -> int:
+def measure_images(subset: Path, shards: Path, folder: Path, for_text: bool = False) -> int:
     """Write into `folder` what the shards hold for a subset, in parts, and give the number of images that were decoded for it."""
     with sql.opened(samples=subset / "samples.parquet") as connection:
-        asked = list(image_facts.jobs(connection, folder))
+        asked = list(image_facts.jobs(connection, folder, for_text))
     if not asked:
         image_facts.write_none(folder / "images-none.parquet")
     with_cache = {"root": shards, "cache": fact_cache.folder()}
@@ -169,7 +170,7 @@ WITH cases AS (
 )
 SELECT row, sample_id, modality, licence, splits_of_case,
     sample_id IN (SELECT one FROM near_duplicates UNION ALL SELECT other FROM near_duplicates) AS seen_elsewhere,
-    coalesce(decodes, false) AS decodes, coalesce(bands, '') AS bands, coalesce(levels, 0) AS levels,
+    coalesce(decodes, false) AS decodes, coalesce(bands, '') AS bands, coalesce(levels, 0) AS levels, coalesce(glyphs, 0) AS glyphs,
     coalesce(found.sha256 = said.sha256, false) AS bytes_match,
     coalesce(found.height = said.height AND found.width = said.width, false) AS size_matches,
     ends_with(sample_id, ending) AND regexp_full_match(slice, '[xyz]_[0-9]+|2d_none')

@@ -4,17 +4,22 @@ Image `<modality_sub>--<dataset>--<case>--<axis>_<slice>.png`; mask `<image stem
 class's instances `<image stem>--<class>_merged.png`. SA-Med2D-20M, Ye et al. 2023, arXiv:2311.11969.
 """
 
+import hashlib
 import re
 from dataclasses import dataclass
 
 from unimed.errors import InputError
 
-MODALITIES = ("ct", "dermoscopy", "endoscopy", "fundus", "mr", "pet", "ultrasound", "x_ray")
-"""What a name may start with, alone or followed by `_` and a sequence, e.g. `mr_t1`."""
+MODALITIES = ("ct", "dermoscopy", "endoscopy", "fundus", "microscopy", "mr", "oct", "pet", "ultrasound", "x_ray")
+"""What a name may start with, alone or followed by `_` and a sequence, e.g. `mr_t1`. No name of SA-Med2D's says microscopy or oct."""
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")
 _IMAGE = re.compile(r"(?P<prefix>[A-Za-z0-9_]+)--(?P<dataset>[^/\\\s]+?)--(?P<case>[^/\\]+)--(?P<slice>[xyz]_\d+|2d_none)")
 _MASK = re.compile(r"(?P<image>.+)--(?P<class_id>\d{4,})_(?P<instance>\d{3,}|merged)")
+_OTHER = re.compile(r"(?:[^/\\\0]+/)*[^/\\\0]+\.(?:png|jpg|jpeg)", re.IGNORECASE)
+_MOST_BYTES, _MOST_CHARACTERS = 200, 40
+"""Of a name that is made here, which file systems must take with an ending; of what it keeps of another file name."""
+
 _PATH = re.compile(r"(?P<folder>[a-z_]+)/(?P<stem>[^/\\\0]+)\.(?:png|jpg|jpeg)", re.IGNORECASE)
 
 
@@ -64,6 +69,31 @@ def image(path: str) -> ImageName:
     if kind is None:
         raise InputError(f"{path}: expected a name that starts with one of {', '.join(MODALITIES)}, found {parts['prefix']!r}")
     return ImageName(stem=name, modality=kind, dataset=parts["dataset"], case=parts["case"], slice=parts["slice"])
+
+
+def is_plain(path: str) -> bool:
+    """Whether a path names a PNG or JPEG below where it is looked for, in characters that can be shown."""
+    return _OTHER.fullmatch(path) is not None and not {".", ".."} & set(path.split("/")) and path.isprintable()
+
+
+def named_after(path: str, modality: str, dataset: str) -> ImageName:
+    """A name in this grammar for an image that has another, the same whenever it is asked for and for no other path.
+
+    Its case is the image alone, since nothing says which images show one patient.
+    Raises InputError for a modality that is none of MODALITIES.
+    """
+    if modality not in MODALITIES:
+        raise InputError(f"{path}: expected a modality among {', '.join(MODALITIES)}, found {modality!r}")
+    case = f"{_plain(stem(path))[:_MOST_CHARACTERS]}-{hashlib.sha256(path.encode()).hexdigest()[:12]}"
+    name = f"{modality}--{_plain(dataset)}--{case}--2d_none"
+    if len(name.encode()) > _MOST_BYTES:
+        raise InputError(f"{path}: expected a data set with a short name, found {dataset!r:.80}")
+    return image(f"images/{name}.png")
+
+
+def _plain(text: str) -> str:
+    """The text in letters, digits, `_`, `.` and single `-`."""
+    return re.sub("-{2,}", "-", re.sub(r"[^\w.-]+", "_", text)).strip("-.")
 
 
 def mask(path: str) -> MaskName:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from unimed.data import images, links, masks, names
+from unimed.data import images, links, masks, names, origins
 from unimed.data.fingerprints import fingerprint
 from unimed.data.names import ImageName, MaskName
 from unimed.data.pixels import Pixels
@@ -113,7 +113,8 @@ def _named(job: Job) -> tuple[ImageName | None, list[str]]:
 
 
 def _image_name(job: Job) -> ImageName:
-    name = names.image(job.path)
+    said = job.records[0]
+    name = origins.image_name(job.path, said.origin, said.file)
     if job.twin:
         raise InputError(f"{job.path}: expected a name of its own, found that of {job.twin}")
     return name

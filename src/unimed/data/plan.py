@@ -13,7 +13,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unimed.data import names, raw, records, sql, tables
+from unimed.data import origins, raw, records, sql, tables
 from unimed.data.names import ImageName
 from unimed.data.pack import Job
 from unimed.data.raw import Fault
@@ -62,7 +62,7 @@ class Plan:
     def jobs(self) -> Iterator[Job]:
         """A job for each image, in the order of the shards."""
         stem = path = ""
-        for image, rows in groupby(_rows(self.work), key=lambda row: row["image"]):
+        for (_, image), rows in groupby(_rows(self.work), key=lambda row: (row["stem"], row["image"])):
             said = list(rows)
             twin = path if said[0]["stem"] and said[0]["stem"] == stem else ""
             if not twin:
@@ -110,9 +110,9 @@ def _read(root: Path, faults: list[Fault]) -> Iterator[tuple[Any, ...]]:
 
 
 def _image_name(record: Record) -> ImageName | None:
-    """What the name of a record's image says; None when it cannot be read, which is said where the image is packed."""
+    """What is known of a record's image; None when that is too little, which is said where the image is packed."""
     try:
-        return names.image(record.image)
+        return origins.image_name(record.image, record.origin, record.file)
     except InputError:
         return None
 

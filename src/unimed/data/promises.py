@@ -66,6 +66,9 @@ def _samples(bounds: Validate) -> Iterator[Promise]:
     yield Promise("image_size", table, "quarantine", "the image has the noted height and width", OneOf("size_matches", (True,)))
     yield Promise("image_channels", table, "quarantine", "the image is grey or RGB", OneOf("bands", GREY_OR_RGB))
     yield Promise("image_has_content", table, "quarantine", "the image has more than two grey values", NoneOf("levels", (1, 2)))
+    if bounds.most_glyphs is not None:
+        says = f"no row of more than {bounds.most_glyphs} shapes looks like text burned into the image"
+        yield Promise("image_without_text", table, "quarantine", says, Between("glyphs", high=bounds.most_glyphs))
     yield Promise("image_name", table, "quarantine", "the name says what the table says", OneOf("name_agrees", (True,)))
     yield Promise("modality_known", table, "quarantine", f"the modality is {', '.join(MODALITIES)}", OneOf("modality", MODALITIES))
     yield Promise("licence_known", table, "warn", "the licence of the data set is known", NoneOf("licence", ("", "unknown")))

@@ -1,12 +1,13 @@
 """The layout a user downloads: SA-Med2D-20M's folders and index, MeCoVQA, captions and multiple choice, read entry by entry."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from unimed.data import records, streamed
+from unimed.data import origins, records, streamed
+from unimed.data.origins import UNSAID, Origin
 from unimed.data.records import Record
 from unimed.data.streamed import load
 from unimed.errors import InputError
@@ -66,8 +67,13 @@ def place(task: str, source: str) -> str:
 def annotated(root: Path) -> Iterator[tuple[Record | Fault, bool]]:
     """Each record of each file, or the fault it has, and whether it is held out.
 
-    Raises InputError when a file is missing or malformed.
+    Raises InputError when a file is missing or malformed, or provenance.json speaks of the images of a file that is none of these.
     """
+    place = root / PROVENANCE
+    declared = origins.declared(provenance(place), place)
+    for file in sorted(declared):
+        if not any(fnmatch(file, one.pattern) and (root / file).is_file() for one in ANNOTATIONS):
+            raise InputError(f"{place}: expected files with annotations under 'images', found {file!r}")
     for annotations in ANNOTATIONS:
         files = sorted(root.glob(annotations.pattern))
         if not files and not annotations.held_out:
@@ -75,12 +81,14 @@ def annotated(root: Path) -> Iterator[tuple[Record | Fault, bool]]:
         for file in files:
             name = file.relative_to(root).as_posix()
             for position, row in enumerate(streamed.items(file)):
-                yield _record(row, annotations.task, name, position), annotations.held_out
+                yield _record(row, annotations.task, name, position, declared.get(name, UNSAID)), annotations.held_out
 
 
-def _record(row: Any, task: str, file: str, position: int) -> Record | Fault:
+def _record(row: Any, task: str, file: str, position: int, declared: Origin) -> Record | Fault:
     try:
-        return records.parse(row, task=task, file=file, position=position)
+        record = records.parse(row, task=task, file=file, position=position)
+        said = record.origin
+        return replace(record, origin=Origin(said.dataset or declared.dataset, said.modality or declared.modality))
     except InputError as error:
         name = row.get("id") if isinstance(row, dict) else None
         return Fault("conversation", _printable(str(name or f"record {position}")), file, _printable(str(error)))

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from unimed.data import names
+from unimed.data import names, origins
+from unimed.data.origins import UNSAID, Origin
 from unimed.errors import InputError
 
 SEG = "<SEG>"
@@ -41,7 +42,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A conversation about one image; `file` and `where` (file and position) are for messages."""
+    """A conversation about one image; `file` and `where` (file and position) are for messages, `origin` for images of other names."""
 
     conversation_id: str
     image: str
@@ -55,6 +56,7 @@ class Record:
     options: tuple[str, ...] = ()
     solution: str = ""
     rationale: str = ""
+    origin: Origin = UNSAID
 
 
 def parse(raw: Any, task: str, file: str, position: int) -> Record:
@@ -77,6 +79,7 @@ def parse(raw: Any, task: str, file: str, position: int) -> Record:
         where=where,
         question_type=_text(raw, "question_type", where, absent="other"),
         answer_type=_answer_type(raw, where),
+        origin=origins.said(raw),
     )
     return _multiple_choice(raw, record) if task == "reasoning" else replace(record, exchanges=_exchanges(raw, where))
 
@@ -98,17 +101,15 @@ def from_text(text: str) -> Record:
         Exchange(exchange["question"], exchange["answer"], tuple(exchange["regions"]), tuple(exchange["targets"]))
         for exchange in said["exchanges"]
     )
-    options = tuple(said["options"])
-    return Record(
-        **{name: value for name, value in said.items() if name not in ("exchanges", "options")}, exchanges=exchanges, options=options
-    )
+    parts: dict[str, Any] = {"exchanges": exchanges, "options": tuple(said["options"]), "origin": Origin(**said["origin"])}
+    return Record(**{**said, **parts})
 
 
 def _omnimed(raw: Mapping[str, Any]) -> dict[str, Any]:
     """A question of OmniMedVQA under the keys that MedVLM-R1 uses. Hu et al. 2024, arXiv:2402.09181."""
     options = [raw[key] for letter in string.ascii_uppercase if (key := f"option_{letter}") in raw]
     renamed = {"id": raw.get("question_id"), "image": raw.get("image_path"), "answer": raw["gt_answer"], "options": options}
-    kept = {key: raw[key] for key in ("question", "question_type") if key in raw}
+    kept = {key: raw[key] for key in ("question", "question_type", "dataset", "modality_type") if key in raw}
     return kept | {key: value for key, value in renamed.items() if value is not None}
 
 

@@ -40,6 +40,8 @@ _MODALITY = {
     "dermoscopy": r"(?:dermato|dermo)scop(?:y|ic)",
     "endoscopy": r"(?:endoscop(?:y|ic)|colonoscop(?:y|ic)|gastroscop(?:y|ic))",
     "fundus": r"(?:colou?r )?fundus",
+    "oct": r"(?:oct|optical coherence tomograph(?:y|ic))",
+    "microscopy": r"(?:microscop(?:y|ic)|histo(?:patho)?log(?:y|ic|ical))",
 }
 _ANY_MODALITY = re.compile(rf"\b(?:{'|'.join(_MODALITY.values())})\b")
 _NOUN = r"(?:image|scan|slice|photo(?:graph)?|picture|view|frame)s?"
