@@ -60,7 +60,7 @@ _PAIRS = """
 
 
 def find(connection: "duckdb.DuckDBPyConnection", apart: str) -> None:
-    """Make the table near_duplicates of the view samples: pairs `one` and `other`, by sample_id, that differ in the columns `apart`.
+    """Make the table near_duplicates of the view samples: pairs of ids, `one` and `other`, that differ in the columns `apart`.
 
     Of two fingerprints at most DISTANCE bits apart, one of DISTANCE + 1 bands is the same in both: only those are compared.
     """
