@@ -1,6 +1,6 @@
-"""Speed and memory of stages 1 to 4 at full size on random weights, beside the baseline, in one process.
+"""Speed and memory of stages 1 to 4 and of stage 5's rollout at full size on random weights, beside the baseline, in one process.
 
-python -m benchmarks.gpu [--shape llama-7b] [--row-tokens 8192] [--steps 20] [--only stage1,stage2,mix,stage3,stage4]
+python -m benchmarks.gpu [--shape llama-7b] [--row-tokens 8192] [--steps 20] [--only stage1,stage2,mix,stage3,stage4,rollout]
 """
 
 import argparse
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch._dynamo.utils import counters
 
-from benchmarks import plain
+from benchmarks import answers, plain
 from benchmarks.shapes import Drawn, DrawnCollator, Endless, build, config, drawn, mixed
 from unimed.config import MaskLoss, Optimisation, RouterLoss
 from unimed.model import adapters, assemble
@@ -201,6 +201,21 @@ def main(shape: str, row_tokens: int, steps: int, only: Sequence[str], compile: 
     for experts in (2, 4) if one and "stage4" in only else ():
         found = ours(shape, pictures, dict(router), steps, experts=experts, router_loss=shares)
         report(f"4, {experts} experts over one LoRA", "x time a step", found.step / one.step, found, None, None)
+    for level in ("sequence", "token") if "rollout" in only else ():
+        rollout(shape, level, answers.Load(16, 704, 8, 256) if gpu else answers.Load(2, patches + 12, 2, 4))
+
+
+def rollout(shape: str, level: str, load: answers.Load) -> None:
+    """A row of stage 5: useful tokens a second, prompts read included."""
+    model = answers.policy(shape, level, DEVICE)
+    rate = answers.memory_rate(DEVICE, 2**31 if DEVICE.type == "cuda" else 2**20, _wait)
+    base = load.tokens / answers.plain(model, load, _wait).second
+    torch._dynamo.reset()
+    _clear()
+    found, expected = answers.together(model, load, _wait), answers.expected(model, load) / memory.GIB
+    value, peak = load.tokens / found.second, torch.cuda.max_memory_allocated() / memory.GIB if DEVICE.type == "cuda" else 0.0
+    told = Measured(found.second / load.new, 0.0, value, found.first - found.second, found.graphs, peak, expected)
+    report(f"5, rollout, routers by {level}", "tokens/s", value, told, base, answers.limit(model, load, rate))
 
 
 def _uniform(patches: int) -> list[int]:
@@ -220,7 +235,7 @@ if __name__ == "__main__":
     parser.add_argument("--shape", default="llama-3.1-8b" if DEVICE.type == "cuda" else "tiny")
     parser.add_argument("--row-tokens", type=int, default=8192 if DEVICE.type == "cuda" else 64)
     parser.add_argument("--steps", type=int, default=20 if DEVICE.type == "cuda" else 2)
-    parser.add_argument("--only", default="stage1,stage2,mix,stage3,stage4")
+    parser.add_argument("--only", default="stage1,stage2,mix,stage3,stage4,rollout")
     parser.add_argument("--eager", action="store_true", help="compile nothing")
     given = parser.parse_args()
     main(given.shape, given.row_tokens, given.steps, given.only.split(","), DEVICE.type == "cuda" and not given.eager)

@@ -3,19 +3,30 @@
 import contextlib
 
 import pytest
+import torch
 import typer
 
-from benchmarks import gpu, serving
+from benchmarks import answers, gpu, serving
 
 
 @pytest.mark.slow
 def test_every_stage_is_measured_beside_its_baseline(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    gpu.main("tiny", 64, 1, ["stage1", "stage2", "mix", "stage3", "stage4"], compile=False)
+    gpu.main("tiny", 64, 1, ["stage1", "stage2", "mix", "stage3", "stage4", "rollout"], compile=False)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     names = ["1, encoders", "2, words alone", "2, mixed lengths", "2, encoders", "3, over stage 2"]
-    assert [row[0] for row in rows[2:]] == [*names, "4, 2 experts over one LoRA", "4, 4 experts over one LoRA"]
-    assert all(" x " in row[2] and "% of " in row[3] for row in rows[2:5])
+    written = ["5, rollout, routers by sequence", "5, rollout, routers by token"]
+    assert [row[0] for row in rows[2:]] == [*names, "4, 2 experts over one LoRA", "4, 4 experts over one LoRA", *written]
+    assert all(" x " in row[2] and "% of " in row[3] for row in rows[2:5] + rows[-2:])
+
+
+def test_the_limit_of_a_rollout_is_what_a_step_must_read():
+    model, load = answers.policy("tiny", "token", torch.device("cpu")), answers.Load(2, 10, 3, 8)
+    # Two layers of 64: q, k, v, o and three of 128; adapters of rank 48 beside each; two norms and a router of 2; then the head.
+    layer = 4 * 64 * 64 + 3 * 64 * 128 + 48 * (4 * (64 + 64) + 3 * (64 + 128)) + 2 * 64 + 2 * 64 + 2
+    seen = 2 * 10 + 2 * 3 * 4
+    assert answers.limit(model, load, 1000.0) == pytest.approx(6 * 1000 / (4 * (2 * layer + 512 * 64 + 2 * 2 * 64 * seen)))
+    assert answers.together(model, load, lambda: None).graphs == 0
 
 
 @pytest.mark.slow

@@ -5,11 +5,11 @@ over capacity. Here the base output always counts in full and the experts only a
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import Cache
 
 from unimed.model.configuration import UniMedConfig
 from unimed.model.packing import Packing
@@ -59,10 +59,13 @@ class Router(nn.Module):
         self,
         hidden: Float[Tensor, "batch seq width"],
         prompt: Bool[Tensor, "batch seq"] | None,
-        cache: Cache | None,
+        cache: Any,
         packing: Packing | None = None,
     ) -> Float[Tensor, "batch seq_or_one rank"]:
-        """Gates spread over the experts' ranks, scaling included."""
+        """Gates spread over the experts' ranks, scaling included.
+
+        `cache` is None, transformers' or what stands for it; gates that it remembers of a prompt stay.
+        """
         if packing is not None:
             gates, self.logits = self.packed(hidden, prompt, packing.segment)
             return gates

@@ -64,9 +64,7 @@ class UniMedModel(UniMedPreTrainedModel):
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             # As `generate` counts: padding takes no position, so a cache filled here can be continued there.
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
-        embeds = self.get_input_embeddings()(input_ids)
-        if seg_input is not None:
-            embeds = torch.where((input_ids == self.config.seg_token_id).unsqueeze(-1), seg_input.to(embeds.dtype), embeds)
+        embeds = self.embedded(input_ids, seg_input)
         if packing is not None:
             kwargs["packing"] = packing
         if pixel_values is not None and packing is not None:
@@ -87,6 +85,13 @@ class UniMedModel(UniMedPreTrainedModel):
             use_cache=use_cache,
             **kwargs,
         )
+
+    def embedded(self, input_ids: Int[Tensor, "batch seq"], seg_input: Float[Tensor, " width"] | None) -> Float[Tensor, "batch seq width"]:
+        """The words' vectors, with `<SEG>`'s own in its place where it is given."""
+        embeds = self.get_input_embeddings()(input_ids)
+        if seg_input is None:
+            return embeds
+        return torch.where((input_ids == self.config.seg_token_id).unsqueeze(-1), seg_input.to(embeds.dtype), embeds)
 
     def image_features(
         self,
@@ -157,11 +162,11 @@ class UniMedForConditionalGeneration(UniMedPreTrainedModel, GenerationMixin):
             # Rows without a label cost a vocabulary-wide product each, so only labelled ones reach the head.
             target = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
             rows = target != -100
-            loss = cross_entropy(self._head(hidden[rows]).float(), target[rows])
+            loss = cross_entropy(self.logits(hidden[rows]).float(), target[rows])
             kept = hidden[:, -1:]
         seen = views.read(self.config, pixel_values, image_sizes) if segment and pixel_values is not None else None
         masks = None if seen is None else self._masks(hidden, input_ids, seen)
-        return UniMedOutput(loss=loss, logits=self._head(kept), past_key_values=outputs.past_key_values, mask_logits=masks)
+        return UniMedOutput(loss=loss, logits=self.logits(kept), past_key_values=outputs.past_key_values, mask_logits=masks)
 
     def _packed(
         self,
@@ -171,7 +176,7 @@ class UniMedForConditionalGeneration(UniMedPreTrainedModel, GenerationMixin):
     ) -> UniMedOutput:
         """The loss on the labelled words of a packed sequence and, with pixels, mask logits for its `<SEG>`s."""
         trained = [side for side in (self.lm_head.weight, self.grounding.seg_output) if side.requires_grad]
-        loss = words.loss(self._head, hidden[packing.predicting], packing.wanted, trained)
+        loss = words.loss(self.logits, hidden[packing.predicting], packing.wanted, trained)
         if pixel_values is None or not packing.pointing.shape[1]:
             return UniMedOutput(loss=loss)
         position, row = packing.pointing
@@ -188,7 +193,7 @@ class UniMedForConditionalGeneration(UniMedPreTrainedModel, GenerationMixin):
         input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
         return input_ids, kwargs | images
 
-    def _head(self, hidden: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocabulary"]:
+    def logits(self, hidden: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocabulary"]:
         """Logits over the vocabulary, with `<SEG>`'s own row in its place."""
         logits = self.lm_head(hidden)
         seg = (hidden @ self.grounding.seg_output.to(hidden.dtype)).unsqueeze(-1)

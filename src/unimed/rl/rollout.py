@@ -8,25 +8,30 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from trl import GRPOTrainer
 
 from unimed.model.processor import Message, UniMedProcessor
 from unimed.model.unimed import UniMedForConditionalGeneration, UniMedModel
+from unimed.rl.siblings import write
 
 Rollout = Callable[[list[list[Message]], GRPOTrainer], dict[str, Any]]
 
 
-def rollout(processor: UniMedProcessor) -> Rollout:
-    """TRL's hook for sampling. It answers `num_generations` equal prompts in a row from one reading of the prompt."""
+def rollout(processor: UniMedProcessor, replay: bool) -> Rollout:
+    """TRL's hook for sampling. It answers `num_generations` equal prompts in a row from one reading of the prompt.
+
+    With `replay` by `siblings.write`, which must fit the model (`replayable`), else by transformers' generate.
+    """
 
     def answer(prompts: list[list[Message]], trainer: GRPOTrainer) -> dict[str, Any]:
         model, siblings = trainer.accelerator.unwrap_model(trainer.model_wrapped), trainer.num_generations
         read = processor.apply_chat_template(prompts[::siblings], tokenize=True, return_dict=True, add_generation_prompt=True)
         images = {name: read[name] for name in ("pixel_values", "image_sizes")}
-        inputs = processor.tokenizer.pad({"input_ids": read["input_ids"]}, return_tensors="pt") | images
-        new = sample(model, {name: tensor.to(model.device) for name, tensor in inputs.items()}, siblings, trainer.generation_config)
+        inputs = processor.tokenizer.pad({"input_ids": read["input_ids"]}, return_tensors="pt", pad_to_multiple_of=64 if replay else None)
+        inputs = {name: tensor.to(model.device) for name, tensor in (inputs | images).items()}
+        new = (write if replay else sample)(model, inputs, siblings, trainer.generation_config)
         return {
             "prompt_ids": [ids for ids in read["input_ids"] for _ in range(siblings)],
             "completion_ids": [_through_end(ids, trainer.eos_token_ids) for ids in new.tolist()],
@@ -34,6 +39,11 @@ def rollout(processor: UniMedProcessor) -> Rollout:
         }
 
     return answer
+
+
+def replayable(device: torch.device, language: PreTrainedConfig) -> bool:
+    """Whether `siblings.write` can write answers: on a GPU, by a language model whose layers all look back to the beginning."""
+    return device.type == "cuda" and {"full_attention"}.issuperset(getattr(language, "layer_types", None) or ())
 
 
 @torch.no_grad()

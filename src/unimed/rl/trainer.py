@@ -21,6 +21,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from unimed.config import Grpo
 from unimed.data.samples import Sample
+from unimed.errors import InputError
 from unimed.model.processor import UniMedProcessor
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.rl import prompts, rewards, rollout
@@ -140,6 +141,12 @@ def without_spread(earned: Float[Tensor, "answer reward"], siblings: int) -> Ten
 
 def build(model: UniMedForConditionalGeneration, processor: UniMedProcessor, mixture: Mixture, settings: Grpo, seed: int) -> Policy:
     """The trainer for what requires a gradient in `model`, which must be sharing prompts, on what `mixture` holds."""
+    device, language = torch.device("cuda" if torch.cuda.is_available() else "cpu"), model.config.text_config
+    if settings.replay and not rollout.replayable(device, language):
+        found = f"{device.type} and {language.model_type}"
+        raise InputError(
+            f"params.yaml: grpo.replay must be false without a GPU and layers that all look back to the beginning, found {found}"
+        )
     rollouts = -(-settings.max_steps // settings.updates_per_rollout)
     trainer = Policy(
         model=model,
@@ -147,7 +154,7 @@ def build(model: UniMedForConditionalGeneration, processor: UniMedProcessor, mix
         reward_funcs=rewards.graders(model, processor),
         train_dataset=dataset(Draws(mixture, rollouts * settings.batch_size, seed)),
         processing_class=processor,
-        rollout_func=rollout.rollout(processor),
+        rollout_func=rollout.rollout(processor, settings.replay),
         callbacks=[Progress("grpo", settings.max_steps)],
     )
     trainer.remove_callback(PrinterCallback)
