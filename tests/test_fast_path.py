@@ -167,11 +167,16 @@ def graphs(kind: str) -> list[int]:
 @pytest.mark.parametrize(("kind", "count"), [("adapter", 2), ("experts", 4)])
 def test_twenty_batches_are_compiled_once_and_without_a_break(kind, count):
     """In a process of its own, where no wrapper checks shapes. The first layer's input has no gradient, so it is a graph of its own."""
-    program = f"import json, test_fast_path as test; print(json.dumps(test.graphs({kind!r})))"
+    assert apart("test_fast_path", "graphs", kind) == [count] * 21 + [0]
+
+
+def apart(module: str, function: str, argument: str) -> list[int]:
+    """What a function of a test gives in a process of its own."""
+    program = f"import json, {module} as test; print(json.dumps(test.{function}({argument!r})))"
     environ = os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, (ROOT / "tests", ROOT / "src", ROOT)), *sys.path])}
     done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == [count] * 21 + [0]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])

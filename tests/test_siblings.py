@@ -1,9 +1,5 @@
 """Answers written together say what transformers' `generate` says, hold every prompt once, and can be replayed."""
 
-import json
-import os
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
@@ -12,12 +8,12 @@ import tiny
 import torch
 from problems import CLOSE, built, problem, with_stirred_reasoner
 from taping import Tape
-from test_fast_path import Waits
+from test_fast_path import Waits, apart
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import GenerationConfig, LlamaConfig
 
-from conftest import ROOT
 from unimed.errors import InputError
+from unimed.model.attention import attending
 from unimed.rl import replayed, rollout, shared_attention, siblings
 
 QUESTIONS = ("<image>Is there a nodule?", "<image>Which structure is marked? the liver")
@@ -164,7 +160,7 @@ def test_a_step_can_be_replayed_and_waits_for_nothing(level):
     torch.manual_seed(0)
     with torch.no_grad():
         answers = siblings.Answers(made, given, 3, config)
-    with torch.no_grad(), shared_attention.attending(made.model.language_model):
+    with torch.no_grad(), attending(made.model.language_model, shared_attention.NAME):
         answers.widen(64)
         answers.step()
         with Tape() as tape, Waits(waits):
@@ -227,7 +223,11 @@ def graphs(level: str) -> list[int]:
         expected = siblings.write(made, given, 3, chosen(new=22))
         with torch.no_grad():
             answers = siblings.Answers(made, given, 3, chosen(new=22))
-        with torch.no_grad(), shared_attention.attending(made.model.language_model), replayed.compiled(made.model.language_model, "eager"):
+        with (
+            torch.no_grad(),
+            attending(made.model.language_model, shared_attention.NAME),
+            replayed.compiled(made.model.language_model, "eager"),
+        ):
             for number in range(21):
                 if number % 8 == 0:
                     answers.widen(number + 8)
@@ -241,8 +241,4 @@ def graphs(level: str) -> list[int]:
 @pytest.mark.parametrize(("level", "count"), [("sequence", 1), ("token", 2)])
 def test_layers_are_compiled_once_for_all_steps_windows_and_prompts(level, count):
     """In a process of its own, where no wrapper checks shapes. Routers that decide word by word are a graph beside the layers'."""
-    program = f"import json, test_siblings as test; print(json.dumps(test.graphs({level!r})))"
-    environ = os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, (ROOT / "tests", ROOT / "src", ROOT)), *sys.path])}
-    done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == [count] * 42 + [0]
+    assert apart("test_siblings", "graphs", level) == [count] * 42 + [0]

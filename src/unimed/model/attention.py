@@ -1,7 +1,7 @@
 """Attention within the samples of a packed sequence: a kernel for variable lengths on a GPU, a block mask elsewhere."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -43,11 +43,16 @@ def block_mask(segment: Int[Tensor, " position"]) -> Bool[Tensor, "position posi
     return (segment.unsqueeze(1) == segment).tril()
 
 
-@contextmanager
-def packed(language_model: PreTrainedModel) -> Iterator[None]:
+def packed(language_model: PreTrainedModel) -> AbstractContextManager[None]:
     """Has the language model read packed sequences, and nothing else, while the block runs."""
+    return attending(language_model, NAME)
+
+
+@contextmanager
+def attending(language_model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Has the language model attend as is registered under a name while the block runs."""
     before = language_model.config._attn_implementation
-    language_model.set_attn_implementation(NAME)
+    language_model.set_attn_implementation(name)
     try:
         yield
     finally:

@@ -1,14 +1,12 @@
 """What a layer remembers while several answers to each prompt are written, the prompt once for all of them, and attention to it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 
 NAME = "siblings"
 """What transformers' attention interface calls it."""
@@ -81,14 +79,3 @@ def attend(
 
 
 AttentionInterface.register(NAME, attend)
-
-
-@contextmanager
-def attending(language_model: PreTrainedModel) -> Iterator[None]:
-    """Has the language model's layers attend to prompts and own words while the block runs."""
-    before = language_model.config._attn_implementation
-    language_model.set_attn_implementation(NAME)
-    try:
-        yield
-    finally:
-        language_model.set_attn_implementation(before)

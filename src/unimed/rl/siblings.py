@@ -12,9 +12,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
+from unimed.model.attention import attending
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.rl.replayed import compiled, recorded
-from unimed.rl.shared_attention import Memory, attending
+from unimed.rl.shared_attention import NAME, Memory
 
 WINDOW = 64
 """Room for an answer's words is read up to a multiple of this; each multiple is a graph of its own."""
@@ -99,7 +100,7 @@ def write(model: UniMedForConditionalGeneration, inputs: Any, siblings: int, cho
     model.eval()  # else layers that are computed twice would refuse to remember
     try:
         answers = Answers(model, inputs, siblings, chosen)
-        with attending(model.model.language_model), compiled(model.model.language_model) if gpu else nullcontext():
+        with attending(model.model.language_model, NAME), compiled(model.model.language_model) if gpu else nullcontext():
             _finish(answers, recorded if gpu else None)
     finally:
         model.train(training)
