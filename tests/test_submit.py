@@ -166,12 +166,14 @@ def test_ctrl_c_leaves_the_run_running_and_says_where_it_is(
     run = _submit(api, ir)
     api.course = [{"state": "RUNNING"}]
     pressed = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     pressed.start()
     try:
         with pytest.raises(KeyboardInterrupt):
             submit.wait(api.url, run.id)
     finally:
         pressed.cancel()
+        signal.signal(signal.SIGINT, before)
     assert run.url in caplog.text and not [line for line in api.asked if "terminate" in line]
 
 
