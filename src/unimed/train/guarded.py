@@ -1,6 +1,7 @@
 """A trainer that takes no wrong step: what is no number never reaches weights or optimizer, or at least never a file."""
 
 import math
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -63,9 +64,9 @@ class Guarded(Resumable):
         for step, parts in found:
             self.tally.not_finite(step, parts, self.named(step))
 
+    @abstractmethod
     def named(self, step: int) -> list[str]:
         """The ids of the samples that a step is about; each kind of trainer has its own."""
-        raise NotImplementedError
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint, once it is known of all steps so far whether they were made."""
