@@ -25,6 +25,7 @@ SMALL = {
         "floors": {"align / caption loss (baseline: unaligned)": 0.0},
         "ceilings": {},
         "gaps": {},
+        "modality_floors": {},
         "least_items": 1,
         "least_patients": 2,
     },

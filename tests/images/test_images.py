@@ -7,6 +7,7 @@ from pathlib import Path
 import docker
 import pytest
 
+from conftest import ROOT
 from images.strict_runner import POD, run
 from unimed.data import phantom_files
 
@@ -14,7 +15,7 @@ pytestmark = [pytest.mark.images, pytest.mark.timeout(1800)]
 MOST_BYTES = {"ops": 2.6e9, "train": 3.2e9}
 """With torch for CPUs: 2.16 and 2.60 GB when this was written. What grows past it should be wanted."""
 
-CODE = {"LICENSE", "NOTICE", "README.md", "components", "dvc.yaml", "pipelines", "pyproject.toml", "src"}
+CODE = {"LICENSE", "NOTICE", "README.md", "components", "dvc.yaml", "exclusions.csv", "pipelines", "pyproject.toml", "src"}
 both = pytest.mark.parametrize("name", ["ops", "train"])
 log = logging.getLogger("images")
 
@@ -82,15 +83,19 @@ def test_the_train_image_starts_without_a_gpu_and_compiles_what_deepspeed_needs(
 
 def test_a_component_runs_in_a_pod_and_leaves_its_outputs(client, images, tmp_path: Path):
     phantom_files.write(tmp_path / "raw", cases=6, slices=2, seed=0)
-    made = tmp_path / "made"
-    made.mkdir()
-    made.chmod(0o777)
+    made, project = tmp_path / "made", tmp_path / "project"
+    for folder in (made, project):
+        folder.mkdir()
+        folder.chmod(0o777)
+    (project / "exclusions.csv").write_bytes((ROOT / "exclusions.csv").read_bytes())
     command = ["python", "-m", "components.ingest", "--raw", "/raw", "--shards", "/made/shards", "--tables", "/made/tables"]
-    text = (Path(__file__).parents[2] / "params.yaml").read_text()
-    volumes = {str(tmp_path / "raw"): {"bind": "/raw", "mode": "ro"}, str(made): {"bind": "/made", "mode": "rw"}}
-    code, said = run(client, images["ops"], [*command, "--params", text], volumes, **POD, working_dir="/tmp")
+    text = (ROOT / "params.yaml").read_text()
+    volumes = {
+        str(tmp_path / name): {"bind": f"/{name}", "mode": mode} for name, mode in (("raw", "ro"), ("made", "rw"), ("project", "rw"))
+    }
+    code, said = run(client, images["ops"], [*command, "--params", text], volumes, **POD, working_dir="/project")
     assert code == 0, said
     assert list(made.glob("tables/*.parquet"))
     assert {file.stat().st_uid for file in made.rglob("*")} == {65532}
     (tmp_path / "raw/SAMed2Dv1").rename(tmp_path / "raw/gone")
-    assert run(client, images["ops"], [*command, "--params", text], volumes, **POD, working_dir="/tmp")[0] == 78
+    assert run(client, images["ops"], [*command, "--params", text], volumes, **POD, working_dir="/project")[0] == 78
