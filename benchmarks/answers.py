@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
@@ -33,11 +33,12 @@ class Load:
 
 @dataclass(frozen=True)
 class Written:
-    """Seconds of the first rollout, which compiles, and of the second; graphs that the second added."""
+    """Seconds of the first rollout, which compiles, and of the second; graphs that the second added; seconds of reading prompts alone."""
 
     first: float
     second: float
     graphs: int
+    reading: float = 0.0
 
 
 def policy(shape: str, level: str, device: torch.device) -> UniMedForConditionalGeneration:
@@ -67,7 +68,8 @@ def plain(model: UniMedForConditionalGeneration, load: Load, wait: Callable[[], 
 def together(model: UniMedForConditionalGeneration, load: Load, wait: Callable[[], None]) -> Written:
     """`siblings.write`, as stage 5 calls it."""
     given = asked(model, load)
-    return _twice(lambda: siblings.write(model, given, load.siblings, _drawing(load)), wait)
+    reading = _twice(lambda: siblings.write(model, given, load.siblings, _drawing(replace(load, new=1))), wait).second
+    return replace(_twice(lambda: siblings.write(model, given, load.siblings, _drawing(load)), wait), reading=reading)
 
 
 def _drawing(load: Load, copies: int = 1) -> GenerationConfig:
@@ -111,10 +113,9 @@ def limit(model: UniMedForConditionalGeneration, load: Load, rate: float) -> flo
 
 
 def expected(model: UniMedForConditionalGeneration, load: Load) -> int:
-    """Bytes that the model and the keys and values take."""
-    room = -(-load.new // siblings.WINDOW) * siblings.WINDOW + 1
-    every = sum(tensor.nbytes for tensor in chain(model.parameters(), model.buffers()))
-    return every + kept(model, load.prompts * load.prompt + load.prompts * load.siblings * room)
+    """Bytes that the model, its layers once more, and the keys and values take."""
+    every = sum(tensor.nbytes for tensor in chain(model.parameters(), model.buffers(), model.model.language_model.layers.parameters()))
+    return every + kept(model, load.prompts * load.prompt + load.prompts * load.siblings * load.new)
 
 
 def kept(model: UniMedForConditionalGeneration, tokens: int) -> int:

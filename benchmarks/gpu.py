@@ -215,7 +215,9 @@ def rollout(shape: str, level: str, load: answers.Load) -> None:
     found, expected = answers.together(model, load, _wait), answers.expected(model, load) / memory.GIB
     value, peak = load.tokens / found.second, torch.cuda.max_memory_allocated() / memory.GIB if DEVICE.type == "cuda" else 0.0
     told = Measured(found.second / load.new, 0.0, value, found.first - found.second, found.graphs, peak, expected)
-    report(f"5, rollout, routers by {level}", "tokens/s", value, told, base, answers.limit(model, load, rate))
+    limit, steps = answers.limit(model, load, rate), (load.tokens - load.prompts * load.siblings) / (found.second - found.reading)
+    report(f"5, rollout, routers by {level}", "tokens/s", value, told, base, limit)
+    report("5, its steps alone", "tokens/s", steps, told, None, limit)
 
 
 def _uniform(patches: int) -> list[int]:

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, LlamaConfig
 
 from unimed.errors import InputError
 from unimed.model.attention import attending
-from unimed.rl import replayed, rollout, shared_attention, siblings
+from unimed.rl import joined, replayed, rollout, shared_attention, siblings
 
 QUESTIONS = ("<image>Is there a nodule?", "<image>Which structure is marked? the liver")
 
@@ -63,8 +63,7 @@ def written(made, given, count, config):
 @pytest.mark.parametrize(
     ("level", "count", "drawn"), [("sequence", 2, False), ("sequence", 4, True), ("token", 2, True), ("token", 4, False)]
 )
-def test_words_are_those_of_generate_greedy_and_drawn(monkeypatch, level, count, drawn):
-    monkeypatch.setattr(siblings, "WINDOW", 4)
+def test_words_are_those_of_generate_greedy_and_drawn(level, count, drawn):
     made, given = model(level, count), asked()
     made = babbling_tiled(made) if drawn else made
     config, length = chosen(drawn=drawn, ends=[5], made=made), given["input_ids"].shape[1]
@@ -88,8 +87,7 @@ def babbling_tiled(made):
 
 
 @pytest.mark.parametrize("level", ["sequence", "token"])
-def test_every_step_sees_what_a_full_pass_sees(monkeypatch, level):
-    monkeypatch.setattr(siblings, "WINDOW", 4)
+def test_every_step_sees_what_a_full_pass_sees(level):
     made, given = model(level), asked()
     said, logits = written(made, given, 3, chosen(new=11, drawn=True, made=made))
     with torch.no_grad():
@@ -118,7 +116,7 @@ def test_a_prompt_is_held_once_however_many_answer_it():
     held = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for memory in answers.memories for part in (
         memory.prompt_keys, memory.prompt_values, memory.own_keys, memory.own_values)}  # fmt: skip
     position = 2 * 8 * 4  # key heads, their size, bytes of a number
-    prompts, own = 2 * given["input_ids"].shape[1], 2 * 5 * (siblings.WINDOW + 1)
+    prompts, own = 2 * given["input_ids"].shape[1], 2 * 5 * 7
     assert sum(held.values()) == 2 * 2 * position * (prompts + own)
 
 
@@ -160,8 +158,8 @@ def test_a_step_can_be_replayed_and_waits_for_nothing(level):
     torch.manual_seed(0)
     with torch.no_grad():
         answers = siblings.Answers(made, given, 3, config)
-    with torch.no_grad(), attending(made.model.language_model, shared_attention.NAME):
-        answers.widen(64)
+    language = made.model.language_model
+    with torch.no_grad(), attending(language, shared_attention.NAME), joined.joined(language):
         answers.step()
         with Tape() as tape, Waits(waits):
             answers.step()
@@ -173,16 +171,17 @@ def test_a_step_can_be_replayed_and_waits_for_nothing(level):
 
 def test_attention_is_that_over_prompt_and_own_words_together():
     draw = torch.Generator().manual_seed(0)
-    shapes = [(2, 2, 5, 8)] * 2 + [(6, 2, 9, 8)] * 2
-    parts = [torch.randn(shape, generator=draw) for shape in shapes]
-    memory = shared_attention.Memory(*parts, torch.tensor([3]), {})
-    memory.widen(4)
-    query, shown = torch.randn(6, 4, 1, 8, generator=draw), torch.rand(6, 1, 1, 9, generator=draw) > 0.3
-    shown[..., 4] = True
-    given = [torch.cat([prompt.repeat_interleave(3, 0), own[:, :, :4]], 2) for prompt, own in zip(parts[:2], parts[2:], strict=True)]
+    parts = [torch.randn(shape, generator=draw) for shape in [(2, 5, 2, 8)] * 2 + [(6, 9, 2, 8)] * 2]
+    prompt, own = shared_attention.reach(5, torch.tensor([5, 3]), 6), shared_attention.reach(9, torch.full((6,), 4), 2)
+    prompt.first[1] += 2  # the second prompt has two positions of padding on its left
+    memory = shared_attention.Memory(*parts, prompt, own, torch.tensor([3]), {})
+    query, shown = torch.randn(6, 4, 1, 8, generator=draw), torch.ones(6, 1, 1, 9, dtype=torch.bool)
+    shown[3:, ..., :2] = False
+    given = [
+        torch.cat([prompt.repeat_interleave(3, 0), own[:, :4]], 1).transpose(1, 2) for prompt, own in zip(parts[:2], parts[2:], strict=True)
+    ]
     expected = scaled_dot_product_attention(query, *given, attn_mask=shown, scale=0.3, enable_gqa=True).transpose(1, 2)
-    bias = torch.zeros(shown.shape).masked_fill(~shown, -torch.inf)
-    found, _ = shared_attention.attend(torch.nn.Module(), query, memory.keys, memory.values, bias, 0.3, memory)
+    found, _ = shared_attention.attend(torch.nn.Module(), query, memory.own_keys, memory.own_values, None, 0.3, memory)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
@@ -217,7 +216,6 @@ def test_replay_without_a_gpu_is_refused_in_one_sentence(tmp_path):
 def graphs(level: str) -> list[int]:
     """How many graphs there are after each step for two rollouts with prompts of other lengths, and last how many breaks."""
     made, counters, found = model(level), torch._dynamo.utils.counters, []
-    siblings.WINDOW = 8
     for questions in (QUESTIONS, ("<image>Is there?", "<image>Which structure is marked? Which structure is the liver?")):
         given = asked(*questions)
         expected = siblings.write(made, given, 3, chosen(new=22))
@@ -226,11 +224,10 @@ def graphs(level: str) -> list[int]:
         with (
             torch.no_grad(),
             attending(made.model.language_model, shared_attention.NAME),
+            joined.joined(made.model.language_model),
             replayed.compiled(made.model.language_model, "eager"),
         ):
-            for number in range(21):
-                if number % 8 == 0:
-                    answers.widen(number + 8)
+            for _ in range(21):
                 answers.step()
                 found.append(counters["stats"]["unique_graphs"])
         assert torch.equal(answers.said, expected)
@@ -239,6 +236,6 @@ def graphs(level: str) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("level", "count"), [("sequence", 1), ("token", 2)])
-def test_layers_are_compiled_once_for_all_steps_windows_and_prompts(level, count):
+def test_layers_are_compiled_once_for_all_steps_and_prompts(level, count):
     """In a process of its own, where no wrapper checks shapes. Routers that decide word by word are a graph beside the layers'."""
     assert apart("test_siblings", "graphs", level) == [count] * 42 + [0]

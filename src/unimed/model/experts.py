@@ -18,7 +18,13 @@ SIDES = (("lora_A", "expert_in", 0), ("lora_B", "expert_out", 1))
 """What peft calls the two halves of an adapter, what they are called here, and the dimension along which they stand together."""
 
 
-class RoutedLinear(nn.Linear):
+class Routed(nn.Module):
+    """A part of a decoder layer that is told before each pass what the layer's router made of the input."""
+
+    gates: Float[Tensor, "batch seq_or_one rank"] | None
+
+
+class RoutedLinear(Routed, nn.Linear):
     """A linear layer with stacked experts: base(x) + B (gates * A x), one wide product for all experts."""
 
     gates: Float[Tensor, "batch seq_or_one rank"]
@@ -98,7 +104,8 @@ class Router(nn.Module):
             logits = (torch.zeros_like(logits[0]).index_add(0, segment, logits[0] * weight) / count.clamp(min=1)).unsqueeze(0)
         logits = logits + self.linear.bias.float()
         shares = self.chosen(logits)
-        return (shares[:, segment] if self.level == "sequence" else shares) @ self.spread.float(), logits
+        shares = shares[:, segment] if self.level == "sequence" else shares
+        return (shares.unsqueeze(-1) * self.spread.float()).sum(-2), logits
 
     def chosen(self, logits: Float[Tensor, "batch seq expert"]) -> Float[Tensor, "batch seq expert"]:
         """The share of each expert; sums to one unless it was fixed otherwise."""
@@ -125,12 +132,12 @@ def install(language_model: nn.Module, config: UniMedConfig) -> None:
 
 
 def _route(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Set the gates of a layer's linears from its input; the prompt's extent is meant for the router alone."""
+    """Set the gates of a layer's routed parts from its input; the prompt's extent is meant for the router alone."""
     kwargs = dict(kwargs)
     gates = layer.router(args[0], kwargs.pop("prompt", None), kwargs.get("past_key_values"), kwargs.get("packing"))
-    for linear in layer.modules():
-        if isinstance(linear, RoutedLinear):
-            linear.gates = gates
+    for part in layer.modules():
+        if isinstance(part, Routed):
+            part.gates = gates
     return args, kwargs
 
 

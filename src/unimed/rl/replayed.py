@@ -24,10 +24,10 @@ def recorded(step: Callable[[], None]) -> Callable[[], None]:
 
 @contextmanager
 def compiled(language_model: PreTrainedModel, backend: str = "inductor") -> Iterator[None]:
-    """Compiles the layers, and routers that decide word by word, for the block: one graph for all of a kind and all lengths."""
+    """Compiles the layers, and routers that decide word by word, for the block: one graph for all of a kind and all prompts."""
     routers = [module for module in language_model.modules() if isinstance(module, Router) and module.level == "token"]
     with ExitStack() as stack:
-        for call, modules in ((_any_length(_once(_layer, backend)), language_model.layers), (_once(Router.forward, backend), routers)):
+        for call, modules in ((_any_prompt(once(_layer, backend)), language_model.layers), (once(_word_by_word, backend), routers)):
             for module in modules:
                 stack.enter_context(_forward(module, partial(call, module)))
         yield
@@ -47,9 +47,12 @@ def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 
 @cache
-def _once(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
+def once(function: Callable[..., Any], backend: str = "inductor") -> Callable[..., Any]:
     """A part's function, compiled once for the process. As in training, parts with the same shapes are taken to be alike."""
     unchecked: dict[str, str | int | bool | Callable[..., Any]] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+    if backend == "inductor":
+        # Kernels are short here: one that reads more is better than two.
+        unchecked["realize_reads_threshold"] = 12
     return torch.compile(function, fullgraph=True, backend=backend, options=unchecked)
 
 
@@ -58,12 +61,17 @@ def _layer(layer: nn.Module, hidden: Tensor, **given: Any) -> Tensor:
     return type(layer).forward(layer, hidden, **given)
 
 
-def _any_length(made: Callable[..., Any]) -> Callable[..., Any]:
-    """A compiled layer for prompts and windows of any length."""
+def _word_by_word(router: Router, hidden: Tensor, *_: Any) -> Tensor:
+    # As packed positions, for which a compiled router needs no product with as many columns as there are experts.
+    return router.packed(hidden.transpose(0, 1), None, None)[0].transpose(0, 1)
 
-    def call(layer: nn.Module, hidden: Tensor, siblings: Memory, attention_mask: Tensor, **given: Any) -> Tensor:
-        for tensor, dim in ((attention_mask, 3), *((part, 2) for part in siblings.read())):
-            torch._dynamo.maybe_mark_dynamic(tensor, dim)
-        return made(layer, hidden, siblings=siblings, attention_mask=attention_mask, **given)
+
+def _any_prompt(made: Callable[..., Any]) -> Callable[..., Any]:
+    """A compiled layer for prompts of any length."""
+
+    def call(layer: nn.Module, hidden: Tensor, siblings: Memory, **given: Any) -> Tensor:
+        for part in (siblings.prompt_keys, siblings.prompt_values):
+            torch._dynamo.maybe_mark_dynamic(part, 1)
+        return made(layer, hidden, siblings=siblings, **given)
 
     return call
