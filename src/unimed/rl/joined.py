@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 
 from unimed.model.experts import Routed, RoutedLinear
 
+Member = nn.Linear | AdaptedLinear
+
 TOGETHER = (
     ("self_attn", ("q_proj", "k_proj", "v_proj")),
     ("self_attn", ("o_proj",)),
@@ -40,7 +42,7 @@ class Joined(Routed):
     gates: Float[Tensor, "batch seq_or_one rank"] | None = None
 
     @torch.no_grad()
-    def __init__(self, members: Sequence[nn.Module]):
+    def __init__(self, members: Sequence[Member]):
         super().__init__()
         bases, adapters = [_base(member) for member in members], [_beside(member) for member in members]
         every = [*chain(*adapters)]
@@ -86,7 +88,7 @@ def joined(language_model: PreTrainedModel) -> Iterator[None]:
             for parent, names in TOGETHER:
                 part = getattr(layer, parent, None)
                 members = [getattr(part, name, None) for name in names]
-                if all(isinstance(member, nn.Linear | AdaptedLinear) for member in members):
+                if all(isinstance(member, Member) for member in members):
                     before += [(part, name, member) for name, member in zip(names, members, strict=True)]
                     first = Joined(members)
                     for name, place in zip(names, [first, *(Later(first) for _ in names[1:])], strict=True):
@@ -97,11 +99,11 @@ def joined(language_model: PreTrainedModel) -> Iterator[None]:
             setattr(part, name, member)
 
 
-def _base(member: nn.Module) -> nn.Linear:
+def _base(member: Member) -> nn.Linear:
     return member.base_layer if isinstance(member, AdaptedLinear) else member
 
 
-def _beside(member: nn.Module) -> list[Beside]:
+def _beside(member: Member) -> list[Beside]:
     base, found = _base(member), []
     if isinstance(base, RoutedLinear):
         found.append(Beside(base.expert_in, base.expert_out, torch.arange(len(base.expert_in), device=base.weight.device) + 1))
