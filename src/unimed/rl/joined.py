@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from unimed.model.experts import Routed, RoutedLinear
 
 Member = nn.Linear | AdaptedLinear
+"""What can be joined: a linear, routed or not, with or without peft's adapters."""
 
 TOGETHER = (
     ("self_attn", ("q_proj", "k_proj", "v_proj")),
@@ -100,7 +101,10 @@ def joined(language_model: PreTrainedModel) -> Iterator[None]:
 
 
 def _base(member: Member) -> nn.Linear:
-    return member.base_layer if isinstance(member, AdaptedLinear) else member
+    base = member.base_layer if isinstance(member, AdaptedLinear) else member
+    if not isinstance(base, nn.Linear):
+        raise TypeError(f"expected an adapter beside a linear, found it beside {type(base).__name__}")
+    return base
 
 
 def _beside(member: Member) -> list[Beside]:
