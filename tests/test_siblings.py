@@ -114,7 +114,7 @@ def test_a_prompt_is_held_once_however_many_answer_it():
     made, given = model(), asked()
     answers = siblings.Answers(made, given, 5, chosen(new=7))
     held = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for memory in answers.memories for part in (
-        memory.prompt_keys, memory.prompt_values, memory.own_keys, memory.own_values)}  # fmt: skip
+        memory.keys, memory.values)}  # fmt: skip
     position = 2 * 8 * 4  # key heads, their size, bytes of a number
     prompts, own = 2 * given["input_ids"].shape[1], 2 * 5 * 7
     assert sum(held.values()) == 2 * 2 * position * (prompts + own)
@@ -171,17 +171,16 @@ def test_a_step_can_be_replayed_and_waits_for_nothing(level):
 
 def test_attention_is_that_over_prompt_and_own_words_together():
     draw = torch.Generator().manual_seed(0)
-    parts = [torch.randn(shape, generator=draw) for shape in [(2, 5, 2, 8)] * 2 + [(6, 9, 2, 8)] * 2]
-    prompt, own = shared_attention.reach(5, torch.tensor([5, 3]), 6), shared_attention.reach(9, torch.full((6,), 4), 2)
-    prompt.first[1] += 2  # the second prompt has two positions of padding on its left
-    memory = shared_attention.Memory(*parts, prompt, own, torch.tensor([3]), {})
+    keys, values = (torch.randn(2 * 5 + 6 * 9, 2, 8, generator=draw) for _ in range(2))
+    at = shared_attention.blocks(torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]]), siblings=3, room=9, heads=2)
+    at.used[2:] += 4
+    memory = shared_attention.Memory(keys, values, at, {})
     query, shown = torch.randn(6, 4, 1, 8, generator=draw), torch.ones(6, 1, 1, 9, dtype=torch.bool)
     shown[3:, ..., :2] = False
-    given = [
-        torch.cat([prompt.repeat_interleave(3, 0), own[:, :4]], 1).transpose(1, 2) for prompt, own in zip(parts[:2], parts[2:], strict=True)
-    ]
+    parts = [(side[:10].unflatten(0, (2, 5)).repeat_interleave(3, 0), side[10:].unflatten(0, (6, 9))[:, :4]) for side in (keys, values)]
+    given = [torch.cat(part, 1).transpose(1, 2) for part in parts]
     expected = scaled_dot_product_attention(query, *given, attn_mask=shown, scale=0.3, enable_gqa=True).transpose(1, 2)
-    found, _ = shared_attention.attend(torch.nn.Module(), query, memory.own_keys, memory.own_values, None, 0.3, memory)
+    found, _ = shared_attention.attend(torch.nn.Module(), query, keys, values, None, 0.3, memory)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 

@@ -27,7 +27,7 @@ TOGETHER = (
 
 
 class Beside(NamedTuple):
-    """An adapter beside a linear: both halves, the scaling in the second, and which gate weighs each rank, counted from one; 0: none."""
+    """An adapter beside a linear, its scaling in the second half; of each rank which gate weighs it, counted from one, or 0."""
 
     inner: Float[Tensor, "rank width"]
     outer: Float[Tensor, "out_width rank"]

@@ -50,9 +50,6 @@ def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 def once(function: Callable[..., Any], backend: str = "inductor") -> Callable[..., Any]:
     """A part's function, compiled once for the process. As in training, parts with the same shapes are taken to be alike."""
     unchecked: dict[str, str | int | bool | Callable[..., Any]] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
-    if backend == "inductor":
-        # Kernels are short here: one that reads more is better than two.
-        unchecked["realize_reads_threshold"] = 12
     return torch.compile(function, fullgraph=True, backend=backend, options=unchecked)
 
 
@@ -70,8 +67,8 @@ def _any_prompt(made: Callable[..., Any]) -> Callable[..., Any]:
     """A compiled layer for prompts of any length."""
 
     def call(layer: nn.Module, hidden: Tensor, siblings: Memory, **given: Any) -> Tensor:
-        for part in (siblings.prompt_keys, siblings.prompt_values):
-            torch._dynamo.maybe_mark_dynamic(part, 1)
+        for part in (siblings.keys, siblings.values):
+            torch._dynamo.maybe_mark_dynamic(part, 0)
         return made(layer, hidden, siblings=siblings, **given)
 
     return call

@@ -13,23 +13,38 @@ NAME = "siblings"
 
 
 @dataclass(frozen=True, eq=False)
-class Reach:
-    """Which positions of a block of memory count; the same tensors in all layers, so that a step that moves them moves all."""
+class Blocks:
+    """Where in the memory every prompt lies, and after them every answer; the same tensors in all layers, so that a step moves all.
+
+    Each block is looked at by rows of its own: a prompt by all query heads of a key head of all its answers, an answer by its own.
+    """
 
     first: Int[Tensor, " block_and_one"]
-    """Where each block's begin, were all positions of all blocks in a row; last the end of them all."""
+    """The first position of each, and a last one that means nothing."""
 
     used: Int[Tensor, " block"]
-    """How many, from there on."""
+    """How many positions from there on count."""
 
     asking: Int[Tensor, " block_and_one"]
-    """Where the queries of each block begin, every query head of a key head counted; last their number."""
+    """The first row of each, and the number of rows."""
+
+    widest: int
+    """Rows of a prompt, which are the most."""
+
+    newest: Int[Tensor, " answer"]
+    """The position of each answer's newest word."""
 
 
-def reach(room: int, used: Int[Tensor, " block"], rows: int) -> Reach:
-    """The first positions of blocks that have room for so many, and so many rows of queries each."""
-    ends = torch.arange(len(used) + 1, dtype=torch.int32, device=used.device)
-    return Reach(first=ends * room, used=used.int(), asking=ends * rows)
+def blocks(mask: Int[Tensor, "prompt position"], siblings: int, room: int, heads: int) -> Blocks:
+    """Prompts with padding on the left, `siblings` answers to each with room for so many words, `heads` query heads to a key head."""
+    prompts, length = mask.shape
+    answers, device = prompts * siblings, mask.device
+    first = torch.cat([torch.arange(prompts) * length, prompts * length + torch.arange(answers + 1) * room]).to(device)
+    first[:prompts] += length - mask.sum(1)
+    rows = [siblings * heads] * prompts + [heads] * answers
+    asking = torch.tensor([0, *rows], device=device).cumsum(0)
+    used = torch.cat([mask.sum(1), mask.new_zeros(answers)])
+    return Blocks(first.int(), used.int(), asking.int(), siblings * heads, first[prompts:-1].clone())
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,33 +54,27 @@ class Memory:
     Stands where transformers' layers expect a cache.
     """
 
-    prompt_keys: Float[Tensor, "group prompt head size"]
-    prompt_values: Float[Tensor, "group prompt head size"]
-    own_keys: Float[Tensor, "answer room head size"]
-    own_values: Float[Tensor, "answer room head size"]
-    prompt: Reach
-    own: Reach
-    place: Int[Tensor, "1"]
-    """Where the newest word lies in the room; the same tensor in all layers."""
-
+    keys: Float[Tensor, "position head size"]
+    values: Float[Tensor, "position head size"]
+    blocks: Blocks
     expert_gates: dict[int, Float[Tensor, "answer 1 rank"]]
     """What a router on the sequence level made of the prompt."""
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Put the newest word into its place; gives the answers' own keys and values."""
-        written = (room.index_copy_(1, self.place, new.transpose(1, 2)) for room, new in ((self.own_keys, keys), (self.own_values, values)))
-        return next(written), next(written)
+        """Put the newest words into their places; gives all that is there."""
+        places = self.blocks.newest
+        return self.keys.index_copy_(0, places, keys.squeeze(2)), self.values.index_copy_(0, places, values.squeeze(2))
 
     def get_seq_length(self, layer: int) -> int:
         """More than nothing, for routers that ask whether the prompt has been read."""
-        return self.prompt_keys.shape[1]
+        return len(self.keys)
 
 
 def attend(
     module: nn.Module,
     query: Float[Tensor, "answer head 1 size"],
-    key: Float[Tensor, "answer room kv_head size"],
-    value: Float[Tensor, "answer room kv_head size"],
+    key: Float[Tensor, "position kv_head size"],
+    value: Float[Tensor, "position kv_head size"],
     attention_mask: None,
     scaling: float,
     siblings: Memory,
@@ -73,52 +82,45 @@ def attend(
 ) -> tuple[Float[Tensor, "answer 1 head size"], None]:
     """Attention of each answer's newest word to its group's prompt and to its own words, under one softmax.
 
-    A group's answers, and the query heads of a key head, are rows that look at the same keys. The two parts are joined by what their
-    softmaxes have to be divided by, in float32.
+    Both are looked at in one go, and joined by what their softmaxes have to be divided by, in float32.
     """
-    heads = key.shape[2]
-    rows = query.reshape(len(query), heads, -1, query.shape[-1]).transpose(1, 2)
-    asked = rows.flatten(0, 1)
-    shown, shown_sum = looked_up(asked, siblings.prompt_keys, siblings.prompt_values, *_parts(siblings.prompt), scaling)
-    said, said_sum = looked_up(asked, key, value, *_parts(siblings.own), scaling)
-    share = (shown_sum - said_sum).sigmoid().T.unsqueeze(-1)
-    found = torch.lerp(said.float(), shown.float(), share).to(query.dtype)
-    return found.view(rows.shape).transpose(1, 2).reshape(len(query), 1, -1, query.shape[-1]), None
-
-
-def _parts(reach: Reach) -> tuple[Tensor, Tensor, Tensor]:
-    return reach.first, reach.used, reach.asking
+    rows = query.reshape(len(query), key.shape[1], -1, query.shape[-1]).transpose(1, 2).flatten(0, 1)
+    at = siblings.blocks
+    found, sums = looked_up(torch.cat([rows, rows]), key, value, at.first, at.used, at.asking, at.widest, scaling)
+    (shown, said), (shown_sum, said_sum) = found.float().chunk(2), sums.chunk(2, 1)
+    joined = torch.lerp(said, shown, (shown_sum - said_sum).sigmoid().T.unsqueeze(-1)).to(query.dtype)
+    return joined.unflatten(0, (len(query), -1)).transpose(1, 2).reshape(len(query), 1, -1, query.shape[-1]), None
 
 
 AttentionInterface.register(NAME, attend)
 
 
-# An operator of its own, because the kernel wants places as integers that compiled layers would be compiled anew for.
+# An operator of its own, because the kernel wants the number of positions as an integer that layers would be compiled anew for.
 @torch.library.custom_op("unimed::looked_up", mutates_args=(), device_types="cuda")
 def looked_up(
-    query: Tensor, keys: Tensor, values: Tensor, first: Tensor, used: Tensor, asking: Tensor, scaling: float
+    query: Tensor, keys: Tensor, values: Tensor, first: Tensor, used: Tensor, asking: Tensor, widest: int, scaling: float
 ) -> tuple[Tensor, Tensor]:
-    """FlashAttention of equally many rows to every block: states, and by head the log of the sum that softmax divides by.
+    """FlashAttention of rows to the blocks they ask: states, row by head by size, and the log of softmax's sum, head by row.
 
-    `query` is row by head by size, keys and values are block by position by head by size, the rest a `Reach`. No block is empty.
+    `query` is row by head by size, keys and values are position by head by size, the rest is as in `Blocks`. No block is empty.
     """
-    rows = len(query) // len(keys)
-    places = (asking, first, rows, keys.shape[1], 0.0, False, False)
-    found = torch.ops.aten._flash_attention_forward(query, keys.flatten(0, 1), values.flatten(0, 1), *places, scale=scaling, seqused_k=used)
+    places = (asking, first, widest, len(keys), 0.0, False, False)
+    found = torch.ops.aten._flash_attention_forward(query, keys, values, *places, scale=scaling, seqused_k=used)
     return found[0], found[1]
 
 
 @looked_up.register_kernel("cpu")
-def _(query: Tensor, keys: Tensor, values: Tensor, first: Tensor, used: Tensor, asking: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    blocks, room = keys.shape[:2]
-    place = torch.arange(blocks * room).view(blocks, room)
+def _(
+    query: Tensor, keys: Tensor, values: Tensor, first: Tensor, used: Tensor, asking: Tensor, widest: int, scaling: float
+) -> tuple[Tensor, Tensor]:
+    place, block = torch.arange(len(keys)), torch.bucketize(torch.arange(len(query)), asking[1:], right=True)
     counts = (place >= first[:-1, None]) & (place < (first[:-1] + used)[:, None])
-    scores = torch.einsum("brhs,bphs->bhrp", query.unflatten(0, (blocks, -1)), keys).float() * scaling
-    scores = scores.masked_fill(~counts[:, None, None], -torch.inf)
-    states = torch.einsum("bhrp,bphs->brhs", scores.softmax(-1).to(values.dtype), values)
-    return states.flatten(0, 1), scores.logsumexp(-1).transpose(0, 1).flatten(1).contiguous()
+    scores = torch.einsum("rhs,phs->hrp", query, keys).float().mul(scaling).masked_fill(~counts[block], -torch.inf)
+    return torch.einsum("hrp,phs->rhs", scores.softmax(-1).to(values.dtype), values).contiguous(), scores.logsumexp(-1)
 
 
 @looked_up.register_fake
-def _(query: Tensor, keys: Tensor, values: Tensor, first: Tensor, used: Tensor, asking: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+def _(
+    query: Tensor, keys: Tensor, values: Tensor, first: Tensor, used: Tensor, asking: Tensor, widest: int, scaling: float
+) -> tuple[Tensor, Tensor]:
     return torch.empty_like(query, memory_format=torch.contiguous_format), query.new_empty(query.shape[1::-1], dtype=torch.float32)

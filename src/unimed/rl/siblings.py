@@ -16,7 +16,7 @@ from unimed.model.attention import attending
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.rl.joined import joined
 from unimed.rl.replayed import compiled, once, recorded
-from unimed.rl.shared_attention import NAME, Memory, reach
+from unimed.rl.shared_attention import NAME, Memory, blocks
 
 LOOK = 16
 """Words between two looks, each of which waits for the GPU, at whether all answers have ended."""
@@ -39,7 +39,9 @@ class Answers:
         self.place, self.position = torch.full((1,), -1, device=device), mask.sum(1, keepdim=True).repeat_interleave(siblings, 0) - 1
         seen = DynamicCache(config=model.config.text_config)
         logits = model(**inputs, past_key_values=seen, use_cache=True, logits_to_keep=1).logits
-        self.memories = self._memories(seen, mask, siblings)
+        heads = model.config.text_config.num_attention_heads // seen.layers[0].keys.shape[1]
+        self.blocks = blocks(mask, siblings, chosen.max_new_tokens, heads)
+        self.memories = [self._memory(seen, layer, siblings) for layer in range(len(seen.layers))]
         self._say(logits[:, 0].repeat_interleave(siblings, 0))
 
     def step(self) -> None:
@@ -47,9 +49,10 @@ class Answers:
         backbone, newest = self.model.model, self.said.index_select(1, self.place)
         hidden = backbone.embedded(newest, self.model.grounding.seg_input)
         turned = backbone.language_model.rotary_emb(hidden, position_ids=self.position)
-        self.memories[0].own.used.copy_(self.place + 1)
+        self.blocks.used[-len(self.said) :].add_(1)
         for layer, memory in zip(backbone.language_model.layers, self.memories, strict=True):
             hidden = layer(hidden, position_embeddings=turned, past_key_values=memory, siblings=memory)
+        self.blocks.newest.add_(1)
         self._say(self.model.logits(backbone.language_model.norm(hidden)[:, 0]))
 
     def _say(self, logits: Float[Tensor, "answer vocabulary"]) -> None:
@@ -61,24 +64,15 @@ class Answers:
         self.said.index_copy_(1, self.place, word.unsqueeze(1))
         self.ended.logical_or_((word.unsqueeze(1) == self.ends).any(1))
 
-    def _memories(self, seen: DynamicCache, mask: Int[Tensor, "group prompt"], siblings: int) -> list[Memory]:
-        """Of every layer; what the prompts left in `seen` is taken out of it."""
-        answers, new = self.said.shape
-        # Rows look from every query head of a key head at once.
-        rows = self.model.config.text_config.num_attention_heads // seen.layers[0].keys.shape[1]
-        prompt = reach(mask.shape[1], mask.sum(1), siblings * rows)
-        own = reach(new, torch.zeros_like(self.position[:, 0]), rows)
-        # Padding stands on the left.
-        prompt.first[:-1] += mask.shape[1] - prompt.used
-        every_gate = getattr(seen, "expert_gates", {})
-        made = []
-        for number, layer in enumerate(seen.layers):
-            keys, values = (side.transpose(1, 2).contiguous() for side in (layer.keys, layer.values))
-            layer.keys = layer.values = None
-            room = (answers, new, *keys.shape[2:])
-            gates = {number: every_gate[number].repeat_interleave(siblings, 0)} if number in every_gate else {}
-            made.append(Memory(keys, values, keys.new_zeros(room), values.new_zeros(room), prompt, own, self.place, gates))
-        return made
+    def _memory(self, seen: DynamicCache, number: int, siblings: int) -> Memory:
+        """Of a layer; what the prompts left in `seen` is taken out of it."""
+        layer, gates = seen.layers[number], getattr(seen, "expert_gates", {})
+        # Zeros, because what no word has filled may be multiplied by a share of zero.
+        room = layer.keys.new_zeros(self.said.numel(), layer.keys.shape[1], layer.keys.shape[3])
+        keys, values = (torch.cat([side.transpose(1, 2).flatten(0, 1), room]) for side in (layer.keys, layer.values))
+        layer.keys = layer.values = None
+        own = {number: gates[number].repeat_interleave(siblings, 0)} if number in gates else {}
+        return Memory(keys, values, self.blocks, own)
 
 
 def picked(
