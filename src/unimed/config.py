@@ -200,6 +200,9 @@ class Grpo(Optimisation):
     group_size: int = Field(gt=1)
     """Answers sampled per prompt. With one there is nothing to compare."""
 
+    groups_at_once: int | None = Field(default=None, gt=0)
+    """Prompts of a process whose answers go through the layers together, for as many passes as a step needs; null takes all at once."""
+
     updates_per_rollout: int = Field(ge=1)
     """Optimizer steps on the same answers. With one, no answer is older than the policy and nothing is ever clipped."""
 
@@ -236,6 +239,16 @@ class Grpo(Optimisation):
     def _whole_groups(self) -> Self:
         if (self.failures.unreadable, self.failures.out_of_memory) != ("stop", "stop"):
             raise ValueError("failures must stop at all but not_finite here: answers are compared in whole groups; cold_start may do both")
+        return self
+
+    @model_validator(mode="after")
+    def _own_loop(self) -> Self:
+        if (self.row_tokens, self.workers) != (None, 0):
+            raise ValueError("row_tokens, compile and workers must be left out here: rewarded answers are not packed; cold_start may have all")
+        if self.deepspeed is not None and self.groups_at_once is not None:
+            raise ValueError("groups_at_once must be left out under deepspeed, which steps at every backward pass")
+        if (self.cold_start.dtype, self.dtype) == ("bfloat16", "float32"):
+            raise ValueError("dtype must be bfloat16 where cold_start's is: it trains the same weights, which stay rounded")
         return self
 
 

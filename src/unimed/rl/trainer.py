@@ -7,7 +7,9 @@ the upper clip may lie higher. DAPO's refilling of prompts whose answers all ear
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -24,12 +26,13 @@ from unimed.data.samples import Sample
 from unimed.errors import InputError
 from unimed.model.processor import UniMedProcessor
 from unimed.model.unimed import UniMedForConditionalGeneration
-from unimed.rl import prompts, rewards, rollout
-from unimed.train import resuming
+from unimed.rl import pieces, prompts, rewards, rollout
+from unimed.train import fast_path, resuming
 from unimed.train.batch import Collator, picture
 from unimed.train.draws import Draws
 from unimed.train.guarded import Guarded
 from unimed.train.loop import fit, per_process
+from unimed.train.masters import MasterAdamW
 from unimed.train.mixture import Mixture
 from unimed.train.progress import LOGGED, Progress
 from unimed.train.tally import Tally
@@ -73,31 +76,31 @@ def reinforce(
 
     Raises FloatingPointError for a step whose loss or gradient is not finite, unless `settings.failures` skips it.
     """
-    # TRL reads the embedding tables alone.
-    model.write_seg_rows()
     mixture = Mixture(reasoning, [(grounding, settings.grounding_share)], seed)
-    with rollout.sharing_prompts(model), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-        trainer = build(model, processor, mixture, settings, seed)
+    with policy(model, processor, mixture, settings, seed) as trainer:
         resuming.train(trainer, "grpo", boundary=settings.updates_per_rollout)
         trainer.arrive()
-    # TRL has put its own forward over the class's.
-    del model.forward
     model.eval()
     # Without seconds: the same training leaves the same bytes. Tracking has been told them.
     return [{name: value for name, value in entry.items() if name != "step_time"} for entry in trainer.state.log_history if LOGGED in entry]
 
 
 class Policy(Guarded, GRPOTrainer):
-    """GRPOTrainer that counts the groups that teach nothing, logs only numbers, and takes no step that is not finite."""
+    """GRPOTrainer whose batch may go through the model in pieces, that logs only numbers, and takes no step that is not finite."""
+
+    rows_at_once: int | None = None
+    """Answers, siblings in whole groups, that go through the model together; all where none."""
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, **kwargs: Any
     ) -> tuple[Tensor | None, ...]:
-        """TRL's, with each prompt read once for all its answers."""
+        """TRL's, with each prompt read once for all its answers, and no more answers at once than fit."""
+        kwargs["batch_size"] = self.rows_at_once
         with self.accelerator.unwrap_model(self.model).model.prompts_of(input_ids.shape[1] - logits_to_keep):
             return super()._get_per_token_logps_and_entropies(model, input_ids, attention_mask, logits_to_keep, **kwargs)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> pieces.Answers:
+        return pieces.numbered(super()._generate_and_score_completions(inputs), self.num_generations)
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Float[Tensor, "answer reward"]:
         """The rewards; notes the share of groups in which all siblings earn the same.
@@ -113,9 +116,24 @@ class Policy(Guarded, GRPOTrainer):
         # TRL counts its steps besides, to know when to draw new answers.
         self._step = self.state.global_step
 
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
-        """TRL's loss, noted."""
-        loss = super().compute_loss(*args, **kwargs)
+    def compute_loss(self, model: Any, inputs: pieces.Answers, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
+        """TRL's loss of all answers, noted. Pieces but the last have left their gradients when it returns.
+
+        TRL divides each piece's loss by the words of the whole batch, so that the pieces' sum is its loss. What it logs is of the whole.
+        """
+        parts = pieces.cut(inputs, self.rows_at_once or len(inputs[pieces.GROUP]))
+        logged, self._metrics["train"] = self._metrics["train"], defaultdict(list)
+        losses: list[Tensor] = []
+        for part in parts:
+            if losses:
+                self.accelerator.backward(losses[-1])
+                losses[-1] = losses[-1].detach()
+            losses.append(super().compute_loss(model, part, *args, **kwargs))
+        words = self.accelerator.reduce(torch.stack([part["completion_mask"].sum() for part in parts]))
+        for name, value in pieces.whole(self._metrics["train"], words).items():
+            logged[name].append(value)
+        self._metrics["train"] = logged
+        loss = torch.stack(losses).sum()
         self.parts = {"loss": loss.detach()}
         return loss
 
@@ -139,26 +157,53 @@ def without_spread(earned: Float[Tensor, "answer reward"], siblings: int) -> Ten
     return (grouped == grouped[:, :1]).flatten(1).all(1)
 
 
-def build(model: UniMedForConditionalGeneration, processor: UniMedProcessor, mixture: Mixture, settings: Grpo, seed: int) -> Policy:
-    """The trainer for what requires a gradient in `model`, which must be sharing prompts, on what `mixture` holds."""
+@contextmanager
+def policy(
+    model: UniMedForConditionalGeneration, processor: UniMedProcessor, mixture: Mixture, settings: Grpo, seed: int
+) -> Iterator[Policy]:
+    """The trainer for what requires a gradient in `model`, on what `mixture` holds; within the block the model is its own.
+
+    What trained is float32 afterwards.
+    """
     device, language = torch.device("cuda" if torch.cuda.is_available() else "cpu"), model.config.text_config
     if settings.replay and not rollout.replayable(device, language):
         found = f"{device.type} and {language.model_type}"
         raise InputError(
             f"params.yaml: grpo.replay must be false without a GPU and layers that all look back to the beginning, found {found}"
         )
+    # TRL reads the embedding tables alone.
+    model.write_seg_rows()
+    args = arguments(model, settings, seed)
+    with warnings.catch_warnings(), rollout.sharing_prompts(model), fast_path.prepared(model, settings, args.device) as masters:
+        warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        yield _policy(model, processor, mixture, settings, args, masters)
+    # TRL has put its own forward over the class's.
+    del model.forward
+
+
+def _policy(
+    model: UniMedForConditionalGeneration,
+    processor: UniMedProcessor,
+    mixture: Mixture,
+    settings: Grpo,
+    args: GRPOConfig,
+    masters: MasterAdamW | None,
+) -> Policy:
     rollouts = -(-settings.max_steps // settings.updates_per_rollout)
     trainer = Policy(
         model=model,
-        args=arguments(model, settings, seed),
+        args=args,
+        optimizers=(masters, None),
         reward_funcs=rewards.graders(model, processor),
-        train_dataset=dataset(Draws(mixture, rollouts * settings.batch_size, seed)),
+        train_dataset=dataset(Draws(mixture, rollouts * settings.batch_size, args.seed)),
         processing_class=processor,
         rollout_func=rollout.rollout(processor, settings.replay),
         callbacks=[Progress("grpo", settings.max_steps)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.tally = Tally(settings.failures)
+    trainer.rows_at_once = settings.groups_at_once and settings.groups_at_once * settings.group_size
     if settings.kl_weight:
         # TRL takes its reference from a peft wrapper or from disk; ours is the same model with its adapter as it is now.
         start = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
