@@ -244,7 +244,9 @@ class Grpo(Optimisation):
     @model_validator(mode="after")
     def _own_loop(self) -> Self:
         if (self.row_tokens, self.workers) != (None, 0):
-            raise ValueError("row_tokens, compile and workers must be left out here: rewarded answers are not packed; cold_start may have all")
+            raise ValueError(
+                "row_tokens, compile and workers must be left out here: rewarded answers are not packed; cold_start may have all"
+            )
         if self.deepspeed is not None and self.groups_at_once is not None:
             raise ValueError("groups_at_once must be left out under deepspeed, which steps at every backward pass")
         if (self.cold_start.dtype, self.dtype) == ("bfloat16", "float32"):
