@@ -1,4 +1,4 @@
-"""Speed and memory of stages 1 to 4, of stage 5's rollout and of its steps at full size on random weights, beside the baseline, in one process.
+"""Speed and memory of stages 1 to 4 and of stage 5's rollout and step at full size on random weights, beside baselines in one process.
 
 python -m benchmarks.gpu [--shape llama-7b] [--row-tokens 8192] [--steps 20] [--only stage1,stage2,mix,stage3,stage4,rollout,step5]
 """

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
@@ -98,14 +99,14 @@ def problems(processor: UniMedProcessor, load: answers.Load) -> list[Sample]:
 
 def _problem(processor: UniMedProcessor, length: int, number: int) -> Asked:
     def of(words: int) -> Asked:
-        question = f"{number % 10}" * words
+        question = ascii_uppercase[number] * words
         turn = {"question": question, "answer": "A", "question_type": "", "answer_type": "", "conversation_id": "", "task": ""}
         none = {"rationale": "", "region_rles": (), "target_rles": (), "height": 768, "width": 768}
         turns = (Turn(**turn, **none, options=("yes", "no"), solution="A"),)
         return Asked(f"{number}", "", "", "", 768, 768, turns, Path(), Place("", 0, 0))
 
     asked = processor.apply_chat_template([prompts.reasoning_messages(of(0), think=True)], add_generation_prompt=True)
-    # A digit is a token: no text that the tokenizer was made from repeats one.
+    # A capital is a token: no text that the tokenizer was made from repeats one.
     return of(max(0, length - len(processor.tokenizer(processor.expand(asked[0], [(768, 768)]))["input_ids"])))
 
 

@@ -10,6 +10,7 @@ from benchmarks import answers, gpu, reinforced, serving
 from benchmarks.shapes import WORDS
 from unimed.model.processor import UniMedProcessor
 from unimed.rl import prompts
+from unimed.train.batch import picture
 
 
 @pytest.mark.slow
@@ -48,7 +49,7 @@ def test_the_problems_of_a_benchmark_have_as_many_tokens_as_asked():
     processor = UniMedProcessor.of(answers.policy("tiny", "token", torch.device("cpu")).config, WORDS)
     problems = reinforced.problems(processor, answers.Load(2, 256, 2, 4))
     asked = [prompts.reasoning_messages(sample, think=True) for sample in problems]
-    read = processor.apply_chat_template(asked, tokenize=True, return_dict=True, add_generation_prompt=True)
+    read = processor(images=[*map(picture, problems)], text=processor.apply_chat_template(asked, add_generation_prompt=True))
     assert [len(ids) for ids in read["input_ids"]] == [256, 256]
     assert read["input_ids"][0] != read["input_ids"][1]
 

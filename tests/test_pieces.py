@@ -81,7 +81,7 @@ def test_loss_gradients_and_figures_are_those_of_all_answers_at_once(tmp_path, l
         for rows in (None, 8, 4):
             policy._metrics["train"].clear()
             found.append(gradients(policy, batch, rows))
-            figures.append({name: values for name, values in policy._metrics["train"].items()})
+            figures.append(dict(policy._metrics["train"]))
     assert figures[0].keys() >= {"entropy", "kl", "clip_ratio/low_min", "clip_ratio/high_max", "clip_ratio/region_mean"}
     assert figures[0]["clip_ratio/region_mean"][0] > 0
     for (loss, grads), told in zip(found[1:], figures[1:], strict=True):
@@ -135,9 +135,8 @@ def test_a_piece_reads_each_of_its_prompts_once_and_no_pass_has_more_rows(tmp_pa
         words = [int(batch["completion_mask"][batch["group"] == group].sum(1).max()) for group in range(3)]
     assert len(set(prompts)) > 1
     assert images == [1, 1, 1]
-    assert [tuple(shape) for shape in seen] == [
-        pass_ for pair in zip(prompts, words, strict=True) for pass_ in zip((1, 4), pair, strict=True)
-    ]
+    passes = [(rows, size) for sizes in zip(prompts, words, strict=True) for rows, size in zip((1, 4), sizes, strict=True)]
+    assert [tuple(shape) for shape in seen] == passes
 
 
 def test_steps_smaller_than_a_bfloat16_are_kept_and_what_trained_is_float32(tmp_path):
