@@ -15,11 +15,12 @@ from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks import answers
 from benchmarks.shapes import WORDS
-from unimed.config import Grpo, MaskLoss, Optimisation
+from unimed.config import MaskLoss, Optimisation
 from unimed.data.samples import Sample, Turn
 from unimed.data.shards import Place
 from unimed.model.processor import UniMedProcessor
 from unimed.model.unimed import UniMedForConditionalGeneration
+from unimed.rewarding import Grpo
 from unimed.rl import prompts, rewards, trainer
 from unimed.rl.drawn import dataset
 from unimed.train.draws import Draws

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import tiny
 import torch
 
-from unimed.config import Grpo
 from unimed.data.records import SEG
 from unimed.model import adapters, tokenizer
+from unimed.rewarding import Grpo
 from unimed.rl import prompts, trainer
 from unimed.train.loop import train_only
 from unimed.train.mixture import Mixture

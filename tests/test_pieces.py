@@ -41,6 +41,7 @@ def test_a_batch_is_cut_into_whole_groups_without_columns_of_padding():
         "prompt_mask": torch.tensor([[0, 1, 1], [1, 1, 1], [0, 1, 1], [1, 1, 1]]),
         "completion_ids": torch.tensor([[7, 0, 0], [7, 8, 9], [7, 8, 0], [9, 0, 0]]),
         "completion_mask": torch.tensor([[1, 0, 0], [1, 1, 1], [1, 1, 0], [1, 0, 0]]),
+        "old_per_token_logps": torch.arange(12.0).view(4, 3),
         "ref_per_token_logps": torch.arange(12.0).view(4, 3),
         "advantages": torch.tensor([0.0, 1.0, 2.0, 3.0]),
         "num_images": [10, 11, 12, 13],
@@ -54,7 +55,7 @@ def test_a_batch_is_cut_into_whole_groups_without_columns_of_padding():
     assert second["prompt_ids"].tolist() == [[5, 6], [5, 6]]
     assert second["prompt_mask"].all()
     assert second["completion_mask"].tolist() == [[1, 0], [1, 1]]
-    assert second["ref_per_token_logps"].tolist() == [[0, 1], [6, 7]]
+    assert second["old_per_token_logps"].tolist() == second["ref_per_token_logps"].tolist() == [[0, 1], [6, 7]]
     assert first["num_items_in_batch"] == second["num_items_in_batch"] == 7
     assert [len(piece["group"]) for piece in pieces.cut(batch, 3)] == [3, 1]
 

@@ -19,9 +19,10 @@ from problems import OPTIMISATION, SETTINGS, settings
 
 from components import align, grounding_expert, grpo, moe_router, vqa_expert
 from unimed import job
-from unimed.config import GroundingTraining, Grpo, LoraTraining, MoeRouter, Optimisation
+from unimed.config import GroundingTraining, LoraTraining, MoeRouter, Optimisation
 from unimed.errors import STOPPED
 from unimed.model import artifacts
+from unimed.rewarding import Grpo
 from unimed.train import resuming
 
 NUMBERS = OPTIMISATION | {"batch_size": 2, "max_steps": 6}

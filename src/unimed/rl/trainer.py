@@ -17,11 +17,11 @@ from torch.func import functional_call
 from transformers import PrinterCallback
 from trl import GRPOConfig
 
-from unimed.config import Grpo
 from unimed.data.samples import Sample
 from unimed.errors import InputError
 from unimed.model.processor import UniMedProcessor
 from unimed.model.unimed import UniMedForConditionalGeneration
+from unimed.rewarding import Grpo
 from unimed.rl import prompts, rewards, rollout
 from unimed.rl.drawn import dataset
 from unimed.rl.policy import Policy
