@@ -1,6 +1,6 @@
-"""Speed and memory of stages 1 to 4 and of stage 5's rollout at full size on random weights, beside the baseline, in one process.
+"""Speed and memory of stages 1 to 4 and of stage 5's rollout and step at full size on random weights, beside baselines in one process.
 
-python -m benchmarks.gpu [--shape llama-7b] [--row-tokens 8192] [--steps 20] [--only stage1,stage2,mix,stage3,stage4,rollout]
+python -m benchmarks.gpu [--shape llama-7b] [--row-tokens 8192] [--steps 20] [--only stage1,stage2,mix,stage3,stage4,rollout,step5]
 """
 
 import argparse
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch._dynamo.utils import counters
 
-from benchmarks import answers, plain
+from benchmarks import answers, plain, reinforced
 from benchmarks.shapes import Drawn, DrawnCollator, Endless, build, config, drawn, mixed
 from unimed.config import MaskLoss, Optimisation, RouterLoss
 from unimed.model import adapters, assemble
@@ -170,6 +170,7 @@ def main(shape: str, row_tokens: int, steps: int, only: Sequence[str], compile: 
     sys.stdout.write(f"{card}, torch {torch.__version__}, {shape}: {rate / 1e12:.4g} TFLOP/s\n")
     settings: dict[str, Any] = {"batch_size": 1, "row_tokens": row_tokens, "compile": compile, "workers": 4 if gpu else 0}
     settings["dtype"] = "bfloat16" if gpu else "float32"
+    load = answers.Load(16, 704, 8, 256) if gpu else answers.Load(2, patches + 12, 2, 4)
     say("stage", "ours", "over plain", "share of limit", "step ms", "peak GiB (expected)", "compile s", "recompiles")
     say(*["---"] * 8)
     lora, grounding, align, router = (settings | {"trained": name} for name in ("lora", "grounding", "align", "router"))
@@ -202,7 +203,9 @@ def main(shape: str, row_tokens: int, steps: int, only: Sequence[str], compile: 
         found = ours(shape, pictures, dict(router), steps, experts=experts, router_loss=shares)
         report(f"4, {experts} experts over one LoRA", "x time a step", found.step / one.step, found, None, None)
     for level in ("sequence", "token") if "rollout" in only else ():
-        rollout(shape, level, answers.Load(16, 704, 8, 256) if gpu else answers.Load(2, patches + 12, 2, 4))
+        rollout(shape, level, load)
+    for row in reinforced.rows(shape, load, DEVICE) if "step5" in only else ():
+        say(*row)
 
 
 def rollout(shape: str, level: str, load: answers.Load) -> None:
@@ -237,7 +240,7 @@ if __name__ == "__main__":
     parser.add_argument("--shape", default="llama-3.1-8b" if DEVICE.type == "cuda" else "tiny")
     parser.add_argument("--row-tokens", type=int, default=8192 if DEVICE.type == "cuda" else 64)
     parser.add_argument("--steps", type=int, default=20 if DEVICE.type == "cuda" else 2)
-    parser.add_argument("--only", default="stage1,stage2,mix,stage3,stage4,rollout")
+    parser.add_argument("--only", default="stage1,stage2,mix,stage3,stage4,rollout,step5")
     parser.add_argument("--eager", action="store_true", help="compile nothing")
     given = parser.parse_args()
     main(given.shape, given.row_tokens, given.steps, given.only.split(","), DEVICE.type == "cuda" and not given.eager)

@@ -4,10 +4,10 @@ Leaves out MedVLM-R1's pull toward a reference model unless kl_weight asks for i
 """
 
 from unimed import step
-from unimed.config import Grpo
 from unimed.data import samples
 from unimed.hashes import dvc_hashes
 from unimed.model import adapters, artifacts, assemble
+from unimed.rewarding import Grpo
 from unimed.rl import trainer
 from unimed.step import Input, Output
 from unimed.train import loop

@@ -8,11 +8,12 @@ from typing import Any
 from transformers import CLIPVisionConfig, ConvNextConfig, LlamaConfig
 
 from unimed import params, throughput
-from unimed.config import GroundingTraining, Grpo, LoraTraining, MoeRouter, Vlm
+from unimed.config import GroundingTraining, LoraTraining, MoeRouter, Vlm
 from unimed.model import foundations
 from unimed.model.canvas import squares
 from unimed.model.configuration import UniMedConfig, fitting
 from unimed.origins import Foundation, OwnFoundation
+from unimed.rewarding import Grpo
 from unimed.sections import Optimisation
 from unimed.throughput import BANDWIDTH, CARD, MEASURED, RATE, Measured
 

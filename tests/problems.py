@@ -6,10 +6,10 @@ from contextlib import contextmanager
 import tiny
 import torch
 
-from unimed.config import Grpo
 from unimed.data.records import SEG
 from unimed.model import adapters, tokenizer
-from unimed.rl import prompts, rollout, trainer
+from unimed.rewarding import Grpo
+from unimed.rl import prompts, trainer
 from unimed.train.loop import train_only
 from unimed.train.mixture import Mixture
 
@@ -70,9 +70,7 @@ def absent(folder, seed=3):
 @contextmanager
 def built(model, samples, processor=None, **changes):
     """The trainer as `reinforce` builds it, in training mode."""
-    model.write_seg_rows()
-    with rollout.sharing_prompts(model):
-        policy = trainer.build(model, processor or tiny.processor(), Mixture(samples, [], 0), settings(**changes), 0)
+    with trainer.policy(model, processor or tiny.processor(), Mixture(samples, [], 0), settings(**changes), 0) as policy:
         model.train()
         yield policy
 

@@ -6,7 +6,11 @@ import pytest
 import torch
 import typer
 
-from benchmarks import answers, gpu, serving
+from benchmarks import answers, gpu, reinforced, serving
+from benchmarks.shapes import WORDS
+from unimed.model.processor import UniMedProcessor
+from unimed.rl import prompts
+from unimed.train.batch import picture
 
 
 @pytest.mark.slow
@@ -27,6 +31,27 @@ def test_the_limit_of_a_rollout_is_what_a_step_must_read():
     seen = 2 * 10 + 2 * 3 * 4
     assert answers.limit(model, load, 1000.0) == pytest.approx(6 * 1000 / (4 * (2 * layer + 512 * 64 + 2 * 2 * 64 * seen)))
     assert answers.together(model, load, lambda: None).graphs == 0
+
+
+@pytest.mark.slow
+def test_a_step_with_rewards_is_measured_beside_that_of_trl(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    gpu.main("tiny", 64, 1, ["step5"], compile=False)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [row[0] for row in rows[2:]] == ["stage", "---", "5, a step", "5, a step of TRL's", "5, times"]
+    for row in rows[4:6]:
+        step, rollout, rewards, gradient, _ = map(float, row[1:])
+        assert step == pytest.approx(rollout + rewards + gradient, rel=0.02)
+        assert min(rollout, gradient) > 0
+
+
+def test_the_problems_of_a_benchmark_have_as_many_tokens_as_asked():
+    processor = UniMedProcessor.of(answers.policy("tiny", "token", torch.device("cpu")).config, WORDS)
+    problems = reinforced.problems(processor, answers.Load(2, 256, 2, 4))
+    asked = [prompts.reasoning_messages(sample, think=True) for sample in problems]
+    read = processor(images=[*map(picture, problems)], text=processor.apply_chat_template(asked, add_generation_prompt=True))
+    assert [len(ids) for ids in read["input_ids"]] == [256, 256]
+    assert read["input_ids"][0] != read["input_ids"][1]
 
 
 @pytest.mark.slow

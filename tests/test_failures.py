@@ -7,9 +7,10 @@ from failing import PACKED, cut_short, fit, model, refuse_more_than, same, sampl
 from pydantic import ValidationError
 
 from unimed import params
-from unimed.config import Grpo, MaskLoss, MoeRouter, Optimisation
+from unimed.config import MaskLoss, MoeRouter, Optimisation
 from unimed.errors import InputError
 from unimed.origins import Foundation
+from unimed.rewarding import Grpo
 from unimed.train import readable
 from unimed.train.batch import Collator
 from unimed.train.draws import Draws

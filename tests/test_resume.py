@@ -22,6 +22,7 @@ from unimed import job
 from unimed.config import GroundingTraining, LoraTraining, MoeRouter, Optimisation
 from unimed.errors import STOPPED
 from unimed.model import artifacts
+from unimed.rewarding import Grpo
 from unimed.train import resuming
 
 NUMBERS = OPTIMISATION | {"batch_size": 2, "max_steps": 6}
@@ -43,14 +44,19 @@ def runs(tmp_path_factory) -> dict[str, Run]:
     align_numbers, lora = Optimisation(**NUMBERS), LoraTraining(**LORA)
     pointing, routing = GroundingTraining(**LORA, **MASKS, vqa_share=0.25), MoeRouter(**NUMBERS, **MASKS, **ROUTING)
     rewarded = settings(max_completion_length=4, max_steps=6, updates_per_rollout=2)
+    coarse = {"dtype": "bfloat16", "cold_start": NUMBERS | {"dtype": "bfloat16"}, "groups_at_once": 1}
+
+    def reasoner(out: Path, numbers: Grpo) -> None:
+        tables = (chosen["reasoning"], chosen["vqa"], chosen["grounding"])
+        grpo.run(*tables, *before, *experts, place["router"], out, 0, numbers)
+
     return {
         "align": lambda out: align.run(chosen["alignment"], shards, place["foundation"], out, 0, align_numbers),
         "vqa_expert": lambda out: vqa_expert.run(chosen["vqa"], *before, out, 0, lora),
         "grounding_expert": lambda out: grounding_expert.run(chosen["vqa"], chosen["grounding"], *before, out, 0, pointing),
         "moe_router": lambda out: moe_router.run(chosen["vqa"], chosen["grounding"], *before, *experts, out, 0, routing),
-        "grpo": lambda out: grpo.run(
-            chosen["reasoning"], chosen["vqa"], chosen["grounding"], *before, *experts, place["router"], out, 0, rewarded
-        ),
+        "grpo": lambda out: reasoner(out, rewarded),
+        "grpo in bfloat16, by pieces": lambda out: reasoner(out, Grpo.model_validate(rewarded.model_dump() | coarse)),
     }
 
 
@@ -94,7 +100,7 @@ def finished(stage: str, run: Run, folder: Path, every: float = 0.0) -> dict[str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["align", "vqa_expert", "grounding_expert", "moe_router", "grpo"])
+@pytest.mark.parametrize("stage", ["align", "vqa_expert", "grounding_expert", "moe_router", "grpo", "grpo in bfloat16, by pieces"])
 def test_a_stage_killed_at_any_moment_ends_in_the_bytes_of_one_left_alone(runs, tmp_path, stage):
     """`align` and both trainings of `grpo` are killed twice, the second time after going on."""
     moments = random.Random(stage)

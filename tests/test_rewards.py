@@ -157,6 +157,19 @@ def test_overlaps_are_those_of_the_masks_that_the_model_decodes(tmp_path):
             assert value == pytest.approx(dice.item(), abs=1e-5)
 
 
+def test_overlaps_of_a_model_in_bfloat16_are_counted_in_float32(tmp_path):
+    model, processor, target = tiny.stirred().bfloat16(), tiny.processor(), tiny.box(2, 3, 20, 10)
+    sample = tiny.sample(tmp_path, tiny.turn("Segment the liver.", SEG, targets=[target]))
+    completion = ids(processor, SEG + tokenizer.END)
+    [[found]] = rewards.overlaps(model, processor, [prompt(sample)], [completion], [[target]])
+    read = processor.apply_chat_template([prompt(sample)], tokenize=True, return_dict=True, add_generation_prompt=True)
+    with torch.no_grad():
+        low = model(torch.tensor([read["input_ids"][0] + completion]), pixel_values=read["pixel_values"], segment=True).mask_logits
+    mask = interpolate(low.float().unsqueeze(1), tiny.SIZE, mode="bilinear")[0, 0].sigmoid()
+    wanted = torch.from_numpy(target).float()
+    assert found == pytest.approx(((2 * (mask * wanted).sum() + 1) / (mask.sum() + wanted.sum() + 1)).item(), abs=1e-6)
+
+
 def test_masks_asked_for_earlier_in_a_conversation_are_not_rewarded(tmp_path):
     model, processor = tiny.stirred(), tiny.processor()
     early, late = tiny.box(2, 3, 20, 10), tiny.box(15, 15, 9, 9)

@@ -100,7 +100,7 @@ def overlaps(
     texts = [[*prompt, *completion] for prompt, completion in zip(encoded["input_ids"], completions, strict=True)]
     images = {name: encoded[name] for name in ("pixel_values", "image_sizes")}
     batch = processor.tokenizer.pad({"input_ids": texts}, return_tensors="pt") | images
-    low = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}, segment=True).mask_logits
+    low = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}, segment=True, logits_to_keep=1).mask_logits.float()
     masks = interpolate(low.unsqueeze(1), processor.image_size, mode="bilinear", align_corners=False).squeeze(1)
     found = []
     for own, completion, wanted in zip(masks.split([_segs(model, text) for text in texts]), completions, targets, strict=True):

@@ -5,31 +5,31 @@ the upper clip may lie higher. DAPO's refilling of prompts whose answers all ear
 """
 
 import logging
-import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from datasets import Dataset
-from jaxtyping import Float
 from torch import Tensor
 from torch.func import functional_call
 from transformers import PrinterCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
-from unimed.config import Grpo
 from unimed.data.samples import Sample
 from unimed.errors import InputError
 from unimed.model.processor import UniMedProcessor
 from unimed.model.unimed import UniMedForConditionalGeneration
+from unimed.rewarding import Grpo
 from unimed.rl import prompts, rewards, rollout
-from unimed.train import resuming
-from unimed.train.batch import Collator, picture
+from unimed.rl.drawn import dataset
+from unimed.rl.policy import Policy
+from unimed.train import fast_path, resuming
+from unimed.train.batch import Collator
 from unimed.train.draws import Draws
-from unimed.train.guarded import Guarded
 from unimed.train.loop import fit, per_process
+from unimed.train.masters import MasterAdamW
 from unimed.train.mixture import Mixture
 from unimed.train.progress import LOGGED, Progress
 from unimed.train.tally import Tally
@@ -73,92 +73,62 @@ def reinforce(
 
     Raises FloatingPointError for a step whose loss or gradient is not finite, unless `settings.failures` skips it.
     """
-    # TRL reads the embedding tables alone.
-    model.write_seg_rows()
     mixture = Mixture(reasoning, [(grounding, settings.grounding_share)], seed)
-    with rollout.sharing_prompts(model), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-        trainer = build(model, processor, mixture, settings, seed)
+    with policy(model, processor, mixture, settings, seed) as trainer:
         resuming.train(trainer, "grpo", boundary=settings.updates_per_rollout)
         trainer.arrive()
-    # TRL has put its own forward over the class's.
-    del model.forward
     model.eval()
     # Without seconds: the same training leaves the same bytes. Tracking has been told them.
     return [{name: value for name, value in entry.items() if name != "step_time"} for entry in trainer.state.log_history if LOGGED in entry]
 
 
-class Policy(Guarded, GRPOTrainer):
-    """GRPOTrainer that counts the groups that teach nothing, logs only numbers, and takes no step that is not finite."""
+@contextmanager
+def policy(
+    model: UniMedForConditionalGeneration, processor: UniMedProcessor, mixture: Mixture, settings: Grpo, seed: int
+) -> Iterator[Policy]:
+    """The trainer for what requires a gradient in `model`, on what `mixture` holds; within the block the model is its own.
 
-    def _get_per_token_logps_and_entropies(
-        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, **kwargs: Any
-    ) -> tuple[Tensor | None, ...]:
-        """TRL's, with each prompt read once for all its answers."""
-        with self.accelerator.unwrap_model(self.model).model.prompts_of(input_ids.shape[1] - logits_to_keep):
-            return super()._get_per_token_logps_and_entropies(model, input_ids, attention_mask, logits_to_keep, **kwargs)
-
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Float[Tensor, "answer reward"]:
-        """The rewards; notes the share of groups in which all siblings earn the same.
-
-        TRL's own `frac_reward_zero_std` looks at the batch as a whole when rewards are normalised one by one.
-        """
-        earned = super()._calculate_rewards(*args, **kwargs)
-        self._metrics["train"]["groups_without_spread"].append(without_spread(earned, self.num_generations).float().mean().item())
-        return earned
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
-        # TRL counts its steps besides, to know when to draw new answers.
-        self._step = self.state.global_step
-
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
-        """TRL's loss, noted."""
-        loss = super().compute_loss(*args, **kwargs)
-        self.parts = {"loss": loss.detach()}
-        return loss
-
-    def named(self, step: int) -> list[str]:
-        """The ids of the samples whose prompts a step is about."""
-        count = self.args.per_device_train_batch_size * self.args.world_size // self.num_generations
-        first = step // self.num_iterations * count
-        return [sample.sample_id for sample in self.train_dataset[first : first + count]["sample"]]
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log without the rewards that applied to nothing since the last time, and without what is no number."""
-        metrics = self._metrics["train"]
-        for name in [name for name, values in metrics.items() if not any(map(math.isfinite, values))]:
-            del metrics[name]
-        super().log(logs, *args, **kwargs)
-
-
-def without_spread(earned: Float[Tensor, "answer reward"], siblings: int) -> Tensor:
-    """For each group of siblings whether every reward that applies is the same for all of them."""
-    grouped = earned.unflatten(0, (-1, siblings)).nan_to_num(nan=-1.0)
-    return (grouped == grouped[:, :1]).flatten(1).all(1)
-
-
-def build(model: UniMedForConditionalGeneration, processor: UniMedProcessor, mixture: Mixture, settings: Grpo, seed: int) -> Policy:
-    """The trainer for what requires a gradient in `model`, which must be sharing prompts, on what `mixture` holds."""
+    What trained is float32 afterwards.
+    """
     device, language = torch.device("cuda" if torch.cuda.is_available() else "cpu"), model.config.text_config
     if settings.replay and not rollout.replayable(device, language):
         found = f"{device.type} and {language.model_type}"
         raise InputError(
             f"params.yaml: grpo.replay must be false without a GPU and layers that all look back to the beginning, found {found}"
         )
+    # TRL reads the embedding tables alone.
+    model.write_seg_rows()
+    args = arguments(model, settings, seed)
+    with warnings.catch_warnings(), rollout.sharing_prompts(model), fast_path.prepared(model, settings, args.device) as masters:
+        warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        yield _policy(model, processor, mixture, settings, args, masters)
+    # TRL has put its own forward over the class's.
+    del model.forward
+
+
+def _policy(
+    model: UniMedForConditionalGeneration,
+    processor: UniMedProcessor,
+    mixture: Mixture,
+    settings: Grpo,
+    args: GRPOConfig,
+    masters: MasterAdamW | None,
+) -> Policy:
     rollouts = -(-settings.max_steps // settings.updates_per_rollout)
     trainer = Policy(
         model=model,
-        args=arguments(model, settings, seed),
+        args=args,
+        optimizers=(masters, None),
         reward_funcs=rewards.graders(model, processor),
-        train_dataset=dataset(Draws(mixture, rollouts * settings.batch_size, seed)),
+        train_dataset=dataset(Draws(mixture, rollouts * settings.batch_size, args.seed)),
         processing_class=processor,
         rollout_func=rollout.rollout(processor, settings.replay),
         callbacks=[Progress("grpo", settings.max_steps)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.tally = Tally(settings.failures)
+    trainer.rows_at_once = settings.groups_at_once and settings.groups_at_once * settings.group_size
     if settings.kl_weight:
         # TRL takes its reference from a peft wrapper or from disk; ours is the same model with its adapter as it is now.
         start = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
@@ -207,18 +177,3 @@ def arguments(model: UniMedForConditionalGeneration, settings: Grpo, seed: int) 
         deepspeed=settings.deepspeed,
         seed=seed,
     )
-
-
-def dataset(draws: Draws) -> Dataset:
-    """Prompts for TRL in the order drawn; images are read when a batch asks for them, once for all siblings."""
-
-    def rows(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        drawn = {place: draws[place] for place in dict.fromkeys(batch["place"])}
-        seen = {place: [picture(sample)] for place, sample in drawn.items()}
-        return {
-            "prompt": [prompts.reasoning_messages(drawn[place], think=True) for place in batch["place"]],
-            "images": [seen[place] for place in batch["place"]],
-            "sample": [drawn[place] for place in batch["place"]],
-        }
-
-    return Dataset.from_dict({"place": list(range(len(draws)))}).with_transform(rows)
