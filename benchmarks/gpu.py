@@ -212,7 +212,7 @@ def rollout(shape: str, level: str, load: answers.Load) -> None:
     """A row of stage 5: useful tokens a second, prompts read included."""
     model = answers.policy(shape, level, DEVICE)
     rate = answers.memory_rate(DEVICE, 2**31 if DEVICE.type == "cuda" else 2**20, _wait)
-    base = load.tokens / answers.plain(model, load, _wait).second
+    base = load.tokens / answers.plain(model, load, _wait)
     torch._dynamo.reset()
     _clear()
     found, expected = answers.together(model, load, _wait), answers.expected(model, load) / memory.GIB

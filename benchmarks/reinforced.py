@@ -112,14 +112,14 @@ def _problem(processor: UniMedProcessor, length: int, number: int) -> Asked:
 
 
 def ours(model: UniMedForConditionalGeneration, processor: UniMedProcessor, load: answers.Load, device: torch.device, steps: int) -> Step:
-    """Our steps: a group at a time through the layers, in bfloat16, on a GPU with replayed answers."""
+    """Our steps: a group at a time through the layers, in bfloat16."""
     sizes = {"batch_size": load.prompts, "max_steps": steps, "group_size": load.siblings, "max_completion_length": load.new}
     shares = {"direct_share": 0.0, "vqa_share": 0.0, "grounding_share": 0.0, "kl_weight": 0.0}
     weights = {"format_weight": 1.0, "answer_weight": 1.0, "mask_weight": 1.0}
     settings = Grpo(
         **OPTIMISATION, **sizes, **shares, **weights, rank=16, scaling=2.0, mask_loss=MaskLoss(pixel_weight=1.0, dice_weight=1.0),
         cold_start=Optimisation(batch_size=1, max_steps=1, learning_rate=1e-4), updates_per_rollout=1, groups_at_once=1,
-        replay=device.type == "cuda", temperature=1.0, epsilon=0.2, epsilon_high=0.28, normalise="each_reward",
+        temperature=1.0, epsilon=0.2, epsilon_high=0.28, normalise="each_reward",
     )  # fmt: skip
     with trainer.policy(model, processor, Mixture(problems(processor, load), [], 0), settings, 0) as policy:
         return _measured(policy, device)

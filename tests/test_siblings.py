@@ -12,7 +12,6 @@ from test_fast_path import Waits, apart
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import GenerationConfig, LlamaConfig
 
-from unimed.errors import InputError
 from unimed.model.attention import attending
 from unimed.rl import joined, replayed, rollout, shared_attention, siblings
 
@@ -196,20 +195,17 @@ def test_a_model_is_left_as_it_was_found():
     assert made.training and made.model.language_model.config._attn_implementation == before != shared_attention.NAME
 
 
-@pytest.mark.parametrize(("device", "kinds", "expected"), [
-    ("cuda", ["full_attention"] * 2, True), ("cuda", None, True), ("cuda", ["full_attention", "sliding_attention"], False),
-    ("cpu", ["full_attention"] * 2, False),
+FULL, HALF = ["full_attention"] * 2, torch.bfloat16
+
+
+@pytest.mark.parametrize(("capability", "dtype", "kinds", "expected"), [
+    ((9, 0), HALF, FULL, True), ((8, 0), torch.float16, None, True), ((9, 0), HALF, ["full_attention", "sliding_attention"], False),
+    ((7, 5), HALF, FULL, False), ((9, 0), torch.float32, FULL, False), (None, HALF, FULL, False),
 ])  # fmt: skip
-def test_only_a_gpu_writes_together_and_only_where_every_layer_sees_all(device, kinds, expected):
+def test_answers_are_written_together_where_the_kernel_can(capability, dtype, kinds, expected):
     language = LlamaConfig()
     language.layer_types = kinds
-    assert rollout.replayable(torch.device(device), language) is expected
-
-
-def test_replay_without_a_gpu_is_refused_in_one_sentence(tmp_path):
-    refused = pytest.raises(InputError, match=r"^params.yaml: grpo.replay must be false without .*, found cpu and llama$")
-    with refused, built(model(), [problem(tmp_path)], replay=True):
-        pass
+    assert rollout.together(capability, dtype, language) is expected
 
 
 def graphs(level: str) -> list[int]:

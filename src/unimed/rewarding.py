@@ -38,9 +38,6 @@ class Grpo(Optimisation):
     updates_per_rollout: int = Field(ge=1)
     """Optimizer steps on the same answers. With one, no answer is older than the policy and nothing is ever clipped."""
 
-    replay: bool = False
-    """Whether answers are written in compiled steps that a GPU replays, which no GPU has run yet; else by transformers' generate."""
-
     temperature: float = Field(gt=0)
     max_completion_length: int = Field(gt=0)
     """Tokens of an answer, its end included."""

@@ -19,19 +19,20 @@ from unimed.rl.siblings import write
 Rollout = Callable[[list[list[Message]], GRPOTrainer], dict[str, Any]]
 
 
-def rollout(processor: UniMedProcessor, replay: bool) -> Rollout:
+def rollout(processor: UniMedProcessor) -> Rollout:
     """TRL's hook for sampling. It answers `num_generations` equal prompts in a row from one reading of the prompt.
 
-    With `replay` by `siblings.write`, which must fit the model (`replayable`), else by transformers' generate.
+    By `siblings.write` where it can (`together`), else by transformers' generate.
     """
 
     def answer(prompts: list[list[Message]], trainer: GRPOTrainer) -> dict[str, Any]:
         model, siblings = trainer.accelerator.unwrap_model(trainer.model_wrapped), trainer.num_generations
+        fast = together(_capability(model.device), model.dtype, model.config.text_config)
         read = processor.apply_chat_template(prompts[::siblings], tokenize=True, return_dict=True, add_generation_prompt=True)
         images = {name: read[name] for name in ("pixel_values", "image_sizes")}
-        inputs = processor.tokenizer.pad({"input_ids": read["input_ids"]}, return_tensors="pt", pad_to_multiple_of=64 if replay else None)
+        inputs = processor.tokenizer.pad({"input_ids": read["input_ids"]}, return_tensors="pt", pad_to_multiple_of=64 if fast else None)
         inputs = {name: tensor.to(model.device) for name, tensor in (inputs | images).items()}
-        new = (write if replay else sample)(model, inputs, siblings, trainer.generation_config)
+        new = (write if fast else sample)(model, inputs, siblings, trainer.generation_config)
         return {
             "prompt_ids": [ids for ids in read["input_ids"] for _ in range(siblings)],
             "completion_ids": [_through_end(ids, trainer.eos_token_ids) for ids in new.tolist()],
@@ -41,9 +42,17 @@ def rollout(processor: UniMedProcessor, replay: bool) -> Rollout:
     return answer
 
 
-def replayable(device: torch.device, language: PreTrainedConfig) -> bool:
-    """Whether `siblings.write` can write answers: on a GPU, by a language model whose layers all look back to the beginning."""
-    return device.type == "cuda" and {"full_attention"}.issuperset(getattr(language, "layer_types", None) or ())
+def together(capability: tuple[int, int] | None, dtype: torch.dtype, language: PreTrainedConfig) -> bool:
+    """Whether `siblings.write` can write answers: on a GPU with FlashAttention, in half precision, by layers that see all before.
+
+    `capability` is the GPU's, none where there is none.
+    """
+    whole = {"full_attention"}.issuperset(getattr(language, "layer_types", None) or ())
+    return capability is not None and capability >= (8, 0) and dtype in (torch.bfloat16, torch.float16) and whole
+
+
+def _capability(device: torch.device) -> tuple[int, int] | None:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
 @torch.no_grad()

@@ -18,7 +18,6 @@ from transformers import PrinterCallback
 from trl import GRPOConfig
 
 from unimed.data.samples import Sample
-from unimed.errors import InputError
 from unimed.model.processor import UniMedProcessor
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.rewarding import Grpo
@@ -90,12 +89,6 @@ def policy(
 
     What trained is float32 afterwards.
     """
-    device, language = torch.device("cuda" if torch.cuda.is_available() else "cpu"), model.config.text_config
-    if settings.replay and not rollout.replayable(device, language):
-        found = f"{device.type} and {language.model_type}"
-        raise InputError(
-            f"params.yaml: grpo.replay must be false without a GPU and layers that all look back to the beginning, found {found}"
-        )
     # TRL reads the embedding tables alone.
     model.write_seg_rows()
     args = arguments(model, settings, seed)
@@ -123,7 +116,7 @@ def _policy(
         reward_funcs=rewards.graders(model, processor),
         train_dataset=dataset(Draws(mixture, rollouts * settings.batch_size, args.seed)),
         processing_class=processor,
-        rollout_func=rollout.rollout(processor, settings.replay),
+        rollout_func=rollout.rollout(processor),
         callbacks=[Progress("grpo", settings.max_steps)],
     )
     trainer.remove_callback(PrinterCallback)
