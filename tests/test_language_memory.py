@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import originals
+import derived
 import pytest
 from safetensors.torch import save_file
 
+from benchmarks import originals
 from unimed.model import assemble, foundations
 
 pytestmark = pytest.mark.slow
@@ -48,8 +49,8 @@ def watched() -> Iterator[list[int]]:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_a_language_model_is_in_memory_once(tmp_path):
-    places = originals.originals(tmp_path / "raw")
-    language = originals.LlamaForCausalLM(originals.LlamaConfig(**originals.LANGUAGE | LARGE)).bfloat16()
+    places = derived.written(tmp_path / "raw")
+    language = originals.LlamaForCausalLM(originals.LlamaConfig(**originals.TINY.language | LARGE)).bfloat16()
     size = sum(tensor.numel() * 2 for tensor in language.parameters())
     assert size > 200 * MIB
     for part in places["language_model"].glob("model*"):
