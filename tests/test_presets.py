@@ -36,6 +36,13 @@ def test_every_section_parses_as_what_its_stage_takes(numbers):
         params.parse(name, kind, numbers)
 
 
+@pytest.mark.parametrize("stage", ["align", "vqa_expert", "grounding_expert", "moe_router"])
+def test_the_full_size_trains_in_half_precision(stage):
+    """Without it the towers stay in the float32 they were released in, and an adapter keeps its input in float32 besides."""
+    kind = step.sections(importlib.import_module(f"components.{stage}").run)[stage]
+    assert params.parse(stage, kind, FULL).dtype == "bfloat16"
+
+
 def test_a_foundation_is_a_stand_in_or_names_checkpoints():
     assert isinstance(params.parse("foundation", Foundation, SHIPPED), StandIn)
     own = params.parse("foundation", Foundation, FULL)

@@ -43,6 +43,11 @@ class Assembled:
     processor: UniMedProcessor
 
 
+def device() -> torch.device:
+    """Where models are asked: the GPU, if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def write_foundation(folder: Path, made: Assembled, **facts: object) -> None:
     """Store the towers, the language model and the processor, each in its own folder in Hugging Face's form, and seal them."""
     model = made.model
@@ -58,13 +63,13 @@ def write_foundation(folder: Path, made: Assembled, **facts: object) -> None:
     artifacts.seal(folder, {}, **facts)
 
 
-def foundation(folder: Path, **experts: Any) -> Assembled:
+def foundation(folder: Path, **routing: Any) -> Assembled:
     """The model with its frozen parts from a foundation folder and everything else fresh.
 
-    With `experts`, fields of the configuration that speak of them, it has room for these.
+    With `routing`, the configuration's fields about experts and routers, it has room for these.
     """
     artifacts.verify(folder)
-    config = UniMedConfig.from_pretrained(folder, **experts)
+    config = UniMedConfig.from_pretrained(folder, **routing)
     model = shaped(config)
     _load_language(model, folder)
     model.model.encoder.vision.load_state_dict(CLIPVisionModel.from_pretrained(folder / "vision").state_dict())
@@ -125,9 +130,9 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, checkpoint.Shape]:
     return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
-def aligned(foundation_folder: Path, folder: Path, **experts: Any) -> Assembled:
-    """The foundation with the fusions and the projector of stage 1, and room for experts as in `foundation`."""
-    made = foundation(foundation_folder, **experts)
+def aligned(foundation_folder: Path, folder: Path, **routing: Any) -> Assembled:
+    """The foundation with the fusions and the projector of stage 1, with room for experts as in `foundation`."""
+    made = foundation(foundation_folder, **routing)
     weights.load(made.model, weights.read(folder), folder)
     return made
 
