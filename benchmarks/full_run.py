@@ -32,7 +32,7 @@ SLICES = 2
 
 DATA = ("ingest", "subset_alignment", "subset_vqa", "subset_grounding", "subset_reasoning")
 MODELS = ("foundation", "align", "vqa_expert", "grounding_expert", "moe_router", "grpo")
-BATCH = {"align": 4, "vqa_expert": 2, "grounding_expert": 2, "moe_router": 2, "cold_start": 2, "grpo": 2}
+BATCH = {"align": 4, "vqa_expert": 2, "grounding_expert": 2, "moe_router": 2, "cold_start": 2, "grpo": 1}
 """Samples of a step, prompts in `grpo`: what one card holds where the preset asks for a cluster's batches."""
 
 NOWHERE = "http://127.0.0.1:9"
