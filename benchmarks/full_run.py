@@ -145,6 +145,8 @@ if __name__ == "__main__":
     given = parser.parse_args()
     if given.steps < 2:
         parser.error(f"--steps {given.steps}: expected at least 2, the first is not counted")
+    if given.folder and given.folder.exists() and any(given.folder.iterdir()):
+        parser.error(f"--folder {given.folder}: expected an empty folder or none, found files in it")
     environment.settle()
     with tempfile.TemporaryDirectory() as aside:
         main(given.folder or Path(aside), given.steps, given.cases)

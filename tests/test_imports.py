@@ -6,13 +6,13 @@ import derived
 import pytest
 import tiny
 import torch
+from places import ROUTER
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from benchmarks import originals
 from unimed import predict
 from unimed.cli import app
-from unimed.config import MoeRouter
 from unimed.data.records import SEG
 from unimed.errors import InputError
 from unimed.model import artifacts, assemble, foundations, imports, low_rank, weights
@@ -20,10 +20,6 @@ from unimed.model.processor import IMAGE
 
 MATRICES = ("gate_proj", "up_proj", "down_proj")
 EXPERT = "model.layers.{}.mlp.deepspeed_moe.experts.deepspeed_experts.{}.{}.weight"
-ROUTER = MoeRouter.model_validate(
-    {"batch_size": 1, "max_steps": 1, "learning_rate": 1.0, "level": "sequence", "choice": "soft", "turns": 1, "grounding_share": 0.5,
-     "mask_loss": {"pixel_weight": 1.0, "dice_weight": 1.0}, "balance_weight": 0.1, "z_weight": 0.1}
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -29,9 +29,7 @@ def predict(model: Path, image: Path, question: str, regions: list[str], out: Pa
 
 def load(model: Path) -> assemble.Assembled:
     """The model of a stage's folder, its parts found beside it and verified by hash, on the GPU if there is one."""
-    made = _put_together(model)
-    made.model.to(assemble.device())
-    return made
+    return assemble.placed(_put_together(model))
 
 
 def _put_together(model: Path) -> assemble.Assembled:

@@ -48,6 +48,12 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def placed(made: Assembled) -> Assembled:
+    """The same, its model moved to where models are asked."""
+    made.model.to(device())
+    return made
+
+
 def write_foundation(folder: Path, made: Assembled, **facts: object) -> None:
     """Store the towers, the language model and the processor, each in its own folder in Hugging Face's form, and seal them."""
     model = made.model
