@@ -82,7 +82,7 @@ def size(path: Path) -> int:
 
 
 def each(digest: Callable[[Path], str], found: Sequence[Path]) -> list[str]:
-    """The digest of every file, in their order; large ones are read at the same time, since hashing leaves the interpreter to others."""
+    """The digest of every file, in their order; large ones are read side by side, since hashing leaves the interpreter free."""
     large = [file for file in found if file.stat().st_size >= LARGE]
     with ThreadPoolExecutor() as pool:
         known = dict(zip(large, pool.map(digest, large), strict=True))
