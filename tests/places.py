@@ -8,6 +8,11 @@ from problems import OPTIMISATION, SETTINGS
 from unimed.config import MoeRouter
 from unimed.model import adapters, artifacts, assemble, weights
 
+ROUTER = MoeRouter.model_validate(
+    OPTIMISATION | {"level": "sequence", "choice": "soft", "turns": 1, "grounding_share": 0.5, "mask_loss": SETTINGS["mask_loss"]}
+    | {"balance_weight": 0.01, "z_weight": 0.001}
+)  # fmt: skip
+
 
 def stages(root: Path) -> dict[str, Path]:
     """The folders of stages 1 to 4 under `root`, by name, of a model that was only stirred."""
@@ -24,14 +29,10 @@ def stages(root: Path) -> dict[str, Path]:
         adapters.write(folder, adapters.taken(language, name))
         weights.write(folder, tensors, parents) if tensors else artifacts.seal(folder, parents)
     folders = {name: places[f"{name}_expert"] for name in ("vqa", "grounding")}
-    router = MoeRouter.model_validate(
-        OPTIMISATION | {"level": "sequence", "choice": "soft", "turns": 1, "grounding_share": 0.5, "mask_loss": SETTINGS["mask_loss"]}
-        | {"balance_weight": 0.01, "z_weight": 0.001}
-    )  # fmt: skip
-    routed = assemble.routed(places["foundation"], places["aligned"], folders, router).model
+    routed = assemble.routed(places["foundation"], places["aligned"], folders, ROUTER).model
     routers = [name for name, _ in routed.named_modules() if name.endswith(".router")]
     parents |= {"vqa": folders["vqa"], "grounding": folders["grounding"]}
-    weights.write(places["router"], weights.named(routed, routers), parents, moe_router=router.model_dump(mode="json"))
+    weights.write(places["router"], weights.named(routed, routers), parents, moe_router=ROUTER.model_dump(mode="json"))
     return places
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 
-import originals
+import derived
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -23,7 +23,7 @@ class Command:
 
 @pytest.mark.parametrize("pickled", [True, False])
 def test_parts_with_an_index_are_one_checkpoint(tmp_path, pickled):
-    originals.shards(tmp_path, TENSORS, pickled=pickled)
+    derived.shards(tmp_path, TENSORS, pickled=pickled)
     found = checkpoint.read(tmp_path)
     assert found.shapes == {"a.weight": (2, 3), "b.weight": (4,), "c.bias": (1,)}
     assert len(found.files) == 3
@@ -79,7 +79,7 @@ def test_a_folder_without_weights_says_what_was_looked_for(tmp_path):
 def test_an_index_must_tell_the_truth_and_stay_in_its_folder(tmp_path):
     folder = tmp_path / "checkpoint"
     folder.mkdir()
-    originals.shards(folder, TENSORS, pickled=False)
+    derived.shards(folder, TENSORS, pickled=False)
     save_file({"a.weight": torch.zeros(2, 3)}, tmp_path / "secret.safetensors")
     index = folder / "model.safetensors.index.json"
     listed = json.loads(index.read_text())["weight_map"]

@@ -1,10 +1,11 @@
 """Checkpoints that do not fit are refused whole: every difference is counted, the first are named, nothing is resized or dropped."""
 
-import originals
+import derived
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks import originals
 from unimed.errors import InputError
 from unimed.model import foundations
 
@@ -12,7 +13,7 @@ from unimed.model import foundations
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     """The originals; tests only read them."""
-    return originals.originals(tmp_path_factory.mktemp("raw"))
+    return derived.written(tmp_path_factory.mktemp("raw"))
 
 
 def broken(places, tmp_path, name, change):
@@ -134,7 +135,7 @@ def test_a_preprocessor_that_does_not_say_the_colours_is_refused_before_any_work
     [
         ({"pixel_shuffle": 3}, "params.yaml: vlm: pixel_shuffle must divide the 4 patches of a side, is 3"),
         ({"canvases": [(1, 1)]}, "params.yaml: vlm: canvases must hold rows and columns of two tiles or more"),
-        ({"mask": originals.MASK | {"hidden_size": "large"}}, "params.yaml: vlm: .*hidden_size"),
+        ({"mask": originals.TINY.mask | {"hidden_size": "large"}}, "params.yaml: vlm: .*hidden_size"),
     ],
 )
 def test_numbers_that_do_not_fit_the_checkpoints_are_refused_in_a_sentence(places, tmp_path, numbers, sentence):

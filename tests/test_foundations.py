@@ -3,12 +3,13 @@
 import json
 import shutil
 
-import originals
+import derived
 import pytest
 import tiny
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from benchmarks import originals
 from unimed.data.records import REGION, SEG
 from unimed.model import artifacts, assemble, foundations
 from unimed.model.processor import IMAGE
@@ -19,7 +20,7 @@ OURS = [IMAGE, REGION, SEG]
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     """The originals; tests only read them."""
-    return originals.originals(tmp_path_factory.mktemp("raw"))
+    return derived.written(tmp_path_factory.mktemp("raw"))
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +38,14 @@ def made(folder):
 
 
 def test_every_number_of_the_originals_is_in_the_model_in_its_own_type(places, made):
-    language = originals.read_language(places["language_model"])
+    language = derived.read_language(places["language_model"])
     head = language.pop("lm_head.weight")
     own = {f"model.{name}": value for name, value in made.model.model.language_model.state_dict().items()}
     assert own.keys() == language.keys()
     for name, value in language.items():
         assert own[name].dtype == value.dtype == torch.bfloat16
         assert torch.equal(own[name][: len(value)], value)
-    assert torch.equal(made.model.lm_head.weight[: originals.WORDS], head)
+    assert torch.equal(made.model.lm_head.weight[: originals.TINY.words], head)
     clip, convnext = originals.clip(places["vision"].parent / "again"), originals.convnext(places["vision"].parent / "again")
     for ours, theirs in ((made.model.model.encoder.vision, clip.vision_model), (made.model.model.encoder.detail, convnext.convnext)):
         torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), atol=0, rtol=0)
@@ -89,7 +90,7 @@ def test_views_are_as_params_say(places, tmp_path):
 
 
 def test_added_tokens_have_the_mean_row_and_the_others_their_own(places, made):
-    tokenizer, language = made.processor.tokenizer, originals.read_language(places["language_model"])
+    tokenizer, language = made.processor.tokenizer, derived.read_language(places["language_model"])
     ids = tokenizer.convert_tokens_to_ids([*OURS, tokenizer.pad_token])
     assert ids == [290, 291, 292, 293]
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
@@ -113,7 +114,7 @@ def test_the_language_model_is_linked_and_is_what_was_released(places, folder):
     assert len(files) > 2
     assert all(file.samefile(folder / "language_model" / file.name) for file in files)
     again = AutoModelForCausalLM.from_pretrained(folder / "language_model")
-    torch.testing.assert_close(dict(again.state_dict()), originals.read_language(places["language_model"]), atol=0, rtol=0)
+    torch.testing.assert_close(dict(again.state_dict()), derived.read_language(places["language_model"]), atol=0, rtol=0)
 
 
 def test_a_link_to_a_checkpoint_is_followed(places, tmp_path):
@@ -155,7 +156,7 @@ def test_the_model_answers_learns_and_points_with_weights_of_three_types(made):
 
 
 def test_a_tied_output_layer_becomes_one_of_its_own(tmp_path):
-    places = originals.originals(tmp_path / "raw", tie_word_embeddings=True)
+    places = derived.written(tmp_path / "raw", tie_word_embeddings=True)
     foundations.write(tmp_path / "foundation", originals.VLM, places)
     model = assemble.foundation(tmp_path / "foundation").model
     table, head = model.get_input_embeddings().weight, model.lm_head.weight
@@ -169,27 +170,27 @@ def test_a_tied_output_layer_becomes_one_of_its_own(tmp_path):
 
 def test_a_vocabulary_with_room_to_spare_is_not_grown(tmp_path):
     """Qwen's tables have more rows than its tokenizer has words; ours take the next ones."""
-    places = originals.originals(tmp_path / "raw", vocab_size=320)
+    places = derived.written(tmp_path / "raw", vocab_size=320)
     foundations.write(tmp_path / "foundation", originals.VLM, places)
     made = assemble.foundation(tmp_path / "foundation")
     assert made.processor.tokenizer.convert_tokens_to_ids(SEG) == 292
     table = made.model.get_input_embeddings().weight
-    released = originals.read_language(places["language_model"])["model.embed_tokens.weight"]
+    released = derived.read_language(places["language_model"])["model.embed_tokens.weight"]
     assert table.shape == released.shape == (320, 32)
-    assert torch.allclose(table[292].double(), released[: originals.WORDS].double().mean(0), atol=1e-3)
+    assert torch.allclose(table[292].double(), released[: originals.TINY.words].double().mean(0), atol=1e-3)
     assert torch.equal(table[294:], released[294:])
 
 
 def test_a_language_model_with_biases_and_another_name_does_as_well(places, tmp_path):
     """Qwen2: biases on queries, keys and values, one table for both sides."""
     folder = tmp_path / "qwen"
-    model = originals.save(Qwen2ForCausalLM(Qwen2Config(**originals.LANGUAGE, tie_word_embeddings=True)), folder)
+    model = originals.save(Qwen2ForCausalLM(Qwen2Config(**originals.TINY.language, tie_word_embeddings=True)), folder)
     originals.tokenizer().save_pretrained(folder)
     foundations.write(tmp_path / "foundation", originals.VLM, places | {"language_model": folder})
     made = assemble.foundation(tmp_path / "foundation").model
     ids = torch.tensor([[5, 9, 280, 3]])
     with torch.no_grad():
-        logits = made(input_ids=ids).logits[0, -1, : originals.WORDS]
+        logits = made(input_ids=ids).logits[0, -1, : originals.TINY.words]
         assert torch.allclose(logits, model(ids).logits[0, -1], atol=1e-5)
 
 

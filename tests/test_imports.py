@@ -2,16 +2,17 @@
 
 import json
 
-import originals
+import derived
 import pytest
 import tiny
 import torch
+from places import ROUTER
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from benchmarks import originals
 from unimed import predict
 from unimed.cli import app
-from unimed.config import MoeRouter
 from unimed.data.records import SEG
 from unimed.errors import InputError
 from unimed.model import artifacts, assemble, foundations, imports, low_rank, weights
@@ -19,20 +20,16 @@ from unimed.model.processor import IMAGE
 
 MATRICES = ("gate_proj", "up_proj", "down_proj")
 EXPERT = "model.layers.{}.mlp.deepspeed_moe.experts.deepspeed_experts.{}.{}.weight"
-ROUTER = MoeRouter.model_validate(
-    {"batch_size": 1, "max_steps": 1, "learning_rate": 1.0, "level": "sequence", "choice": "soft", "turns": 1, "grounding_share": 0.5,
-     "mask_loss": {"pixel_weight": 1.0, "dice_weight": 1.0}, "balance_weight": 0.1, "z_weight": 0.1}
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
     """Originals, LLaVA around the same language model, and MedPLIB made from it."""
     root = tmp_path_factory.mktemp("raw")
-    places = originals.originals(root)
-    language, tower = originals.read_language(places["language_model"]), originals.clip(root / "again")
-    llava = originals.llava(root / "llava", language, tower)
-    medplib = originals.medplib(root / "medplib", language, tower, originals.sam_med2d(root / "again.pth"))
+    places = derived.written(root)
+    language, tower = derived.read_language(places["language_model"]), originals.clip(root / "again")
+    llava = derived.llava(root / "llava", language, tower)
+    medplib = derived.medplib(root / "medplib", language, tower, originals.sam_med2d(root / "again.pth"))
     return {"places": places, "root": root, "llava": llava, "medplib": medplib, "language": language}
 
 
@@ -147,7 +144,7 @@ def test_medplib_can_be_its_own_foundation(raw, tmp_path):
     (source / "chat_template.jinja").write_text(originals.TEMPLATE)
     foundations.write(tmp_path / "foundation", originals.VLM, raw["places"] | {"language_model": source})
     assert {file.suffix for file in (tmp_path / "foundation/language_model").iterdir()} == {".safetensors", ".json"}
-    loaded = originals.read_language(tmp_path / "foundation/language_model")
+    loaded = derived.read_language(tmp_path / "foundation/language_model")
     assert loaded.keys() == raw["language"].keys()
     assert torch.equal(loaded["model.layers.1.mlp.up_proj.weight"], raw["medplib"][EXPERT.format(1, 1, "up_proj")])
     folds = imports.run(source, tmp_path / "foundation", tmp_path, rank=4)
@@ -161,7 +158,7 @@ def test_medplib_can_be_its_own_foundation(raw, tmp_path):
 
 def test_a_language_model_that_is_another_is_refused_with_the_remedy(raw, models):
     other = raw["language"] | {"model.norm.weight": raw["language"]["model.norm.weight"] * 1.5}
-    originals.llava(models / "raw/llava", other)
+    derived.llava(models / "raw/llava", other)
     with pytest.raises(InputError, match=r"language_model, found a relative difference of 0.\d+; make the foundation from this checkpoint"):
         imports.run(models / "raw/llava", models / "foundation", models, rank=4)
     assert not (models / "aligned").exists()
@@ -177,7 +174,7 @@ def test_towers_that_are_others_are_refused(raw, models, part):
     folder.mkdir()
     for name in ("config.json", "added_tokens.json"):
         (folder / name).write_bytes((raw["root"] / "medplib" / name).read_bytes())
-    originals.shards(folder, changed)
+    derived.shards(folder, changed)
     with pytest.raises(InputError, match=rf"foundation/{'vision' if 'tower' in part else 'mask'}, found a relative difference"):
         imports.run(folder, models / "foundation", models, rank=4)
 
@@ -206,7 +203,7 @@ def test_a_checkpoint_in_pieces_is_refused_by_name(raw, models, change, sentence
     folder = models / "raw"
     folder.mkdir()
     (folder / "config.json").write_bytes((raw["root"] / "medplib/config.json").read_bytes())
-    originals.shards(folder, tensors, pickled=False)
+    derived.shards(folder, tensors, pickled=False)
     with pytest.raises(InputError, match=sentence):
         imports.run(folder, models / "foundation", models, rank=4)
 
@@ -231,7 +228,7 @@ def test_folders_must_lie_beside_the_foundation_and_ranks_must_fit(raw, models):
 
 def test_a_projector_of_another_layer_is_refused(raw, models):
     folder = models / "raw"
-    originals.llava(folder, raw["language"])
+    derived.llava(folder, raw["language"])
     settings = json.loads((folder / "config.json").read_text()) | {"mm_vision_select_layer": -1}
     (folder / "config.json").write_text(json.dumps(settings))
     with pytest.raises(InputError, match="expected a projector of ViT layer -2, as in the foundation, found -1"):

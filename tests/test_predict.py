@@ -13,6 +13,7 @@ from conftest import Project
 from unimed import answering, predict
 from unimed.data import masks
 from unimed.errors import InputError
+from unimed.model import assemble
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,13 @@ def test_every_stage_s_folder_can_be_asked(places, tmp_path, monkeypatch, kind):
     assert isinstance(found["answer"], str)
     assert found["files"] == []
     assert {use["expert"] for use in found["router"]} == ({"vqa", "grounding"} if kind in ("router", "reasoner") else set())
+
+
+@pytest.mark.parametrize("kind", ["vqa_expert", "router", "reasoner"])
+def test_a_model_is_asked_where_models_are_asked(places, monkeypatch, kind):
+    assert predict.load(places[kind]).model.device == assemble.device()
+    monkeypatch.setattr(assemble, "device", lambda: torch.device("meta"))  # stands for a GPU: a device that is not the CPU
+    assert {value.device.type for value in predict.load(places[kind]).model.state_dict().values()} == {"meta"}
 
 
 @pytest.mark.parametrize(("name", "mode"), [("grey.jpg", "L"), ("colour.jpg", "RGB"), ("scan.png", "L")])

@@ -3,12 +3,13 @@
 import importlib
 import json
 
-import originals
+import derived
 import pytest
 import torch
 import yaml
 from transformers import CLIPVisionConfig, ConvNextConfig
 
+from benchmarks import originals
 from components import foundation
 from conftest import ROOT
 from pipelines import stages
@@ -23,19 +24,6 @@ from unimed.settings import Cluster, Gate, Tracking
 SHIPPED = params.load((ROOT / "params.yaml").read_text())
 FULL = params.load((ROOT / "presets/full.yaml").read_text())
 KINDS = {"tracking": Tracking, "cluster": Cluster, "gate": Gate}
-LLAMA = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072, "rope_theta": 500000.0,
-    "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                     "original_max_position_embeddings": 8192},
-    "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "eos_token_id": [128001, 128008, 128009],
-}  # fmt: skip
-CLIP = {
-    "model_type": "clip", "projection_dim": 768, "text_config": {"hidden_size": 768},
-    "vision_config": {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
-                      "num_attention_heads": 16, "image_size": 336, "patch_size": 14, "projection_dim": 768},
-}  # fmt: skip
-CONVNEXT = {"model_type": "convnext", "hidden_sizes": [192, 384, 768, 1536], "depths": [3, 3, 27, 3], "num_stages": 4, "patch_size": 4}
 
 
 @pytest.mark.parametrize("numbers", [SHIPPED, FULL], ids=["as shipped", "full"])
@@ -46,6 +34,13 @@ def test_every_section_parses_as_what_its_stage_takes(numbers):
     assert numbers.keys() == (taken | KINDS).keys()
     for name, kind in (taken | KINDS).items():
         params.parse(name, kind, numbers)
+
+
+@pytest.mark.parametrize("stage", ["align", "vqa_expert", "grounding_expert", "moe_router"])
+def test_the_full_size_trains_in_half_precision(stage):
+    """Without it the towers stay in the float32 they were released in, and an adapter keeps its input in float32 besides."""
+    kind = step.sections(importlib.import_module(f"components.{stage}").run)[stage]
+    assert params.parse(stage, kind, FULL).dtype == "bfloat16"
 
 
 def test_a_foundation_is_a_stand_in_or_names_checkpoints():
@@ -72,7 +67,7 @@ def test_a_checkpoint_lies_in_the_project(path):
 def places(tmp_path, monkeypatch):
     """Originals under raw/ in an empty project, which is the working folder."""
     monkeypatch.chdir(tmp_path)
-    return originals.originals(tmp_path / "raw")
+    return derived.written(tmp_path / "raw")
 
 
 def section(places, **changed):
@@ -119,7 +114,8 @@ def count(module):
 
 
 def test_the_full_model_has_the_parameters_of_the_models_it_is_named_after(tmp_path):
-    for name, config in (("llama", LLAMA), ("clip", CLIP), ("convnext", CONVNEXT)):
+    full = originals.FULL
+    for name, config in (("llama", full.language), ("clip", full.vision), ("convnext", full.detail)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config))
     vlm = params.parse("vlm", Vlm, FULL)

@@ -2,12 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import yaml
 
 from unimed.errors import InputError
+
+LARGE = 2**26
+"""Bytes of a file from which on a thread of its own pays; of such there are tens in a folder, of others millions."""
 
 FOLDER = ".dir"
 """How the hash of a folder ends."""
@@ -42,7 +46,8 @@ def dvc_hashes(places: Mapping[str, Path]) -> dict[str, str]:
 
 def listing(folder: Path) -> list[dict[str, str]]:
     """DVC's listing of a folder: `md5` and `relpath` of each file, by relpath."""
-    entries = [{"md5": _md5(file), "relpath": file.relative_to(folder).as_posix()} for file in files(folder)]
+    found = files(folder)
+    entries = [{"md5": md5, "relpath": file.relative_to(folder).as_posix()} for file, md5 in zip(found, each(_md5, found), strict=True)]
     return sorted(entries, key=lambda entry: entry["relpath"])
 
 
@@ -74,6 +79,14 @@ def files(path: Path) -> list[Path]:
 def size(path: Path) -> int:
     """Bytes of a file, or of all files below a folder."""
     return sum(file.stat().st_size for file in files(path))
+
+
+def each(digest: Callable[[Path], str], found: Sequence[Path]) -> list[str]:
+    """The digest of every file, in their order; large ones are read side by side, since hashing leaves the interpreter free."""
+    large = [file for file in found if file.stat().st_size >= LARGE]
+    with ThreadPoolExecutor() as pool:
+        known = dict(zip(large, pool.map(digest, large), strict=True))
+    return [known[file] if file in known else digest(file) for file in found]
 
 
 def _md5(file: Path) -> str:

@@ -28,7 +28,11 @@ def predict(model: Path, image: Path, question: str, regions: list[str], out: Pa
 
 
 def load(model: Path) -> assemble.Assembled:
-    """The model of a stage's folder, its parts found beside it and verified by hash."""
+    """The model of a stage's folder, its parts found beside it and verified by hash, on the GPU if there is one."""
+    return assemble.placed(_put_together(model))
+
+
+def _put_together(model: Path) -> assemble.Assembled:
     manifest = artifacts.verify(model)
     parents = manifest["parents"]
     if "router" in parents:

@@ -61,7 +61,8 @@ class Examination:
         return [sample for found in chosen for sample in found]
 
     def ask(self, made: Assembled, *askings: Asking) -> None:
-        """Score a model on the held-out samples of each asking's task."""
+        """Score a model, on the GPU if there is one, on the held-out samples of each asking's task."""
+        assemble.placed(made)
         for asking in askings:
             held_out = self.held_out(asking.task)
             log.info("%s: %d %s items%s", asking.stage, len(held_out), asking.task, f", {asking.variant}" if asking.variant else "")
@@ -171,9 +172,9 @@ class Examination:
 
 @torch.no_grad()
 def caption_losses(made: Assembled, held_out: Sequence[Sample], blank: bool = False) -> list[float]:
-    """The mean next-token loss of each caption, in nats."""
-    collate, found = Collator(made.processor), []
+    """The mean next-token loss of each caption, in nats, taken on the GPU if there is one."""
+    collate, found, model = Collator(made.processor), [], assemble.placed(made).model
     for sample in held_out:
-        batch = collate([sample])
-        found.append(float(made.model(**(blanked(batch) if blank else batch)).loss))
+        batch = {name: value.to(model.device) for name, value in collate([sample]).items()}
+        found.append(float(model(**(blanked(batch) if blank else batch)).loss))
     return found

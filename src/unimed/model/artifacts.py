@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from unimed import hashes
 from unimed.errors import InputError
 
 MANIFEST, WEIGHTS = "manifest.json", "model.safetensors"
@@ -19,8 +20,9 @@ def sha256(path: Path) -> str:
 
 def seal(folder: Path, parents: Mapping[str, Path], **facts: Any) -> None:
     """Write the manifest: every file's hash, every parent's place and manifest hash, and the facts given. Call it last."""
+    names = _files(folder)
     manifest = {
-        "files": {name: sha256(folder / name) for name in _files(folder)},
+        "files": dict(zip(names, hashes.each(sha256, [folder / name for name in names]), strict=True)),
         "parents": {name: {"path": f"../{path.name}", "sha256": sha256(path / MANIFEST)} for name, path in sorted(parents.items())},
         **facts,
     }
@@ -38,11 +40,12 @@ def verify(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"expected a model folder with a {MANIFEST}, found none in {folder}")
     manifest = _manifest(path)
-    for name, expected in manifest["files"].items():
-        file = (folder / name).resolve()
+    files = [(folder / name).resolve() for name in manifest["files"]]
+    for name, file in zip(manifest["files"], files, strict=True):
         if not file.is_relative_to(folder.resolve()) or not file.is_file():
             raise InputError(f"{path}: expected the file {name}, found none")
-        if (found := sha256(file)) != expected:
+    for file, expected, found in zip(files, manifest["files"].values(), hashes.each(sha256, files), strict=True):
+        if found != expected:
             raise InputError(f"{file}: expected sha256 {expected}, found {found}")
     if unknown := [name for name in _files(folder) if name not in manifest["files"]]:
         raise InputError(f"{path}: expected a list of all files of its folder, found nothing about {unknown[0]}")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -42,6 +43,17 @@ class Assembled:
     processor: UniMedProcessor
 
 
+def device() -> torch.device:
+    """Where models are asked: the GPU, if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def placed(made: Assembled) -> Assembled:
+    """The same, its model moved to where models are asked."""
+    made.model.to(device())
+    return made
+
+
 def write_foundation(folder: Path, made: Assembled, **facts: object) -> None:
     """Store the towers, the language model and the processor, each in its own folder in Hugging Face's form, and seal them."""
     model = made.model
@@ -57,10 +69,13 @@ def write_foundation(folder: Path, made: Assembled, **facts: object) -> None:
     artifacts.seal(folder, {}, **facts)
 
 
-def foundation(folder: Path) -> Assembled:
-    """The model with its frozen parts from a foundation folder and everything else fresh."""
+def foundation(folder: Path, **routing: Any) -> Assembled:
+    """The model with its frozen parts from a foundation folder and everything else fresh.
+
+    With `routing`, the configuration's fields about experts and routers, it has room for these.
+    """
     artifacts.verify(folder)
-    config = UniMedConfig.from_pretrained(folder)
+    config = UniMedConfig.from_pretrained(folder, **routing)
     model = shaped(config)
     _load_language(model, folder)
     model.model.encoder.vision.load_state_dict(CLIPVisionModel.from_pretrained(folder / "vision").state_dict())
@@ -101,7 +116,8 @@ def _load_language(model: UniMedForConditionalGeneration, folder: Path) -> None:
     """Copy the language model's tensors in, one at a time, and after them the rows of the tokens that were added to its vocabulary."""
     place = folder / LANGUAGE_MODEL
     found = checkpoint.read(place)
-    own = {f"model.{name}": value for name, value in model.model.language_model.state_dict().items()} | {HEAD: model.lm_head.weight}
+    state = experts.without(model.model.language_model.state_dict())
+    own = {f"model.{name}": value for name, value in state.items()} | {HEAD: model.lm_head.weight}
     known = AutoConfig.from_pretrained(place).vocab_size
     needed = {name: (known, *shape[1:]) if name in (EMBEDDING, HEAD) else shape for name, shape in _shapes(own).items()}
     shapes = found.shapes
@@ -120,9 +136,9 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, checkpoint.Shape]:
     return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
-def aligned(foundation_folder: Path, folder: Path) -> Assembled:
-    """The foundation with the fusions and the projector of stage 1."""
-    made = foundation(foundation_folder)
+def aligned(foundation_folder: Path, folder: Path, **routing: Any) -> Assembled:
+    """The foundation with the fusions and the projector of stage 1, with room for experts as in `foundation`."""
+    made = foundation(foundation_folder, **routing)
     weights.load(made.model, weights.read(folder), folder)
     return made
 
@@ -139,19 +155,14 @@ def expert(foundation_folder: Path, aligned_folder: Path, folder: Path, name: st
 
 def routed(foundation_folder: Path, aligned_folder: Path, expert_folders: dict[str, Path], router: MoeRouter) -> Assembled:
     """The aligned model with all experts stacked beside the language model's linears and untrained routers over them."""
-    made = aligned(foundation_folder, aligned_folder)
     listed = {folder: artifacts.verify(folder)["files"] for folder in expert_folders.values()}
     found = {name: adapters.read(folder) for name, folder in expert_folders.items()}
-    config = made.model.config
-    config.experts = list(found)
-    config.expert_ranks = [adapter.rank for adapter in found.values()]
-    config.expert_scalings = [adapter.scaling for adapter in found.values()]
-    config.expert_targets = sorted({target for adapter in found.values() for target in adapter.targets})
-    config.router_level, config.router_choice = router.level, router.choice
-    plain = made.model.state_dict()
-    made.model = shaped(config).eval()
-    weights.load(made.model, plain, aligned_folder)
-    stacked = experts.stack({name: adapter.tensors for name, adapter in found.items()}, config)
+    made = aligned(
+        foundation_folder, aligned_folder, experts=list(found), expert_ranks=[adapter.rank for adapter in found.values()],
+        expert_scalings=[adapter.scaling for adapter in found.values()], router_level=router.level, router_choice=router.choice,
+        expert_targets=sorted({target for adapter in found.values() for target in adapter.targets}),
+    )  # fmt: skip
+    stacked = experts.stack({name: adapter.tensors for name, adapter in found.items()}, made.model.config)
     weights.load(made.model.model.language_model, stacked, aligned_folder)
     for folder, files in listed.items():
         if artifacts.WEIGHTS in files:

@@ -29,10 +29,10 @@ class RoutedLinear(Routed, nn.Linear):
 
     gates: Float[Tensor, "batch seq_or_one rank"]
 
-    def __init__(self, in_features: int, out_features: int, bias: bool, rank: int):
-        super().__init__(in_features, out_features, bias)
-        self.expert_in = nn.Parameter(torch.zeros(rank, in_features))
-        self.expert_out = nn.Parameter(torch.zeros(out_features, rank))
+    def __init__(self, in_features: int, out_features: int, bias: bool, rank: int, dtype: torch.dtype | None = None):
+        super().__init__(in_features, out_features, bias, dtype=dtype)
+        self.expert_in = nn.Parameter(torch.zeros(rank, in_features, dtype=dtype))
+        self.expert_out = nn.Parameter(torch.zeros(out_features, rank, dtype=dtype))
 
     def forward(self, input: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch seq out_width"]:
         """The base output plus each expert's, weighted by the gates that the layer's router set for this pass."""
@@ -125,10 +125,16 @@ def install(language_model: nn.Module, config: UniMedConfig) -> None:
         for path, linear in list(layer.named_modules()):
             name = path.rpartition(".")[2]
             if name in config.expert_targets and isinstance(linear, nn.Linear):
-                routed = RoutedLinear(linear.in_features, linear.out_features, linear.bias is not None, sum(config.expert_ranks))
-                setattr(layer.get_submodule(path.rpartition(".")[0]), name, routed.to(linear.weight.dtype))
+                sizes = linear.in_features, linear.out_features, linear.bias is not None, sum(config.expert_ranks)
+                setattr(layer.get_submodule(path.rpartition(".")[0]), name, RoutedLinear(*sizes, linear.weight.dtype))
         # A hook, because the linears must know the gates of the very pass they are part of, recomputed passes included.
         layer.register_forward_pre_hook(_route, with_kwargs=True)
+
+
+def without(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A routed language model's tensors but those of its experts and routers: what it would have without them."""
+    ends = tuple(f".{own_name}" for _, own_name, _ in SIDES)
+    return {name: value for name, value in state.items() if not name.endswith(ends) and ".router." not in name}
 
 
 def _route(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

@@ -1,0 +1,127 @@
+"""What the stages of a full run took, as tables: steps, memory, share of the card's limit, and where the time of each stage went."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks import gpu
+from benchmarks.stage import Marks
+from pipelines.stages import Stage
+from unimed import hashes, throughput
+from unimed.data import samples
+from unimed.model.configuration import UniMedConfig
+from unimed.model.processor import UniMedProcessor
+from unimed.train.batch import IGNORED, Collator
+from unimed.train.memory import GIB
+
+TRAINED = ("align", "vqa_expert", "grounding_expert", "moe_router", "grpo")
+SEEN = 32
+"""Samples of a task that tell how much a sample must compute."""
+
+HEAD = ("stage", "samples a step (preset)", "s a step", "samples/s", "GPU s", "peak GiB", "share of the limit", "artifact bytes")
+PARTS = ("stage", "start, hashing inputs", "loading", "training", "saving", "all")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A stage that ran: when its process began and ended, and what it noted meanwhile."""
+
+    stage: Stage
+    began: float
+    ended: float
+    marks: Marks
+
+    @property
+    def seconds(self) -> float:
+        """From its process's beginning to its end."""
+        return self.ended - self.began
+
+    def size(self, folder: Path) -> int:
+        """Bytes of what it wrote."""
+        return sum(hashes.size(folder / path) for path in self.stage.outputs.values())
+
+    def logged(self, folder: Path) -> list[dict[str, float]]:
+        """Its lines of metrics, one for each step."""
+        [file] = (folder / "runs").glob(f"{self.stage.component}-*/metrics.jsonl")
+        return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def step_seconds(logged: Sequence[Mapping[str, float]], label: str) -> float:
+    """Median time between the ends of the steps of one training: the first step, which warms up, ends where the count begins."""
+    own = [entry for entry in logged if any(name.startswith(f"{label}/") for name in entry)]
+    return median((after["time"] - before["time"]) / (after["step"] - before["step"]) for before, after in pairwise(own))
+
+
+def table(folder: Path, ran: Mapping[str, Ran], preset: Mapping[str, Any], numbers: Mapping[str, Any]) -> list[str]:
+    """A row for each training beside its share of the card's limit, the foundation's first."""
+    first = ran["foundation"]
+    rate = gpu.matmul_rate(8192 if gpu.DEVICE.type == "cuda" else 256)
+    rows = [HEAD, ["---"] * len(HEAD), ["foundation", "", "", "", *_whole(folder, first, "")]]
+    for name in TRAINED:
+        logged = ran[name].logged(folder)
+        if name == "grpo":
+            batches = [each[name]["cold_start"]["batch_size"] for each in (numbers, preset)]
+            rows.append(["grpo: cold start", *_steps(*batches, step_seconds(logged, "cold_start")), *[""] * 4])
+        batches = [each[name]["batch_size"] * each[name].get("group_size", 1) for each in (numbers, preset)]
+        seconds = step_seconds(logged, name)
+        share = f"{batches[0] / seconds * needed(folder, name, numbers) / rate:.0%}" if name in MIXES else ""
+        rows.append([name, *_steps(*batches, seconds), *_whole(folder, ran[name], share)])
+    steps = numbers["align"]["max_steps"]
+    told = f"Of presets/full.yaml {steps} steps a training, warm-up 1, batches as the table says. The limit: {rate / 1e12:.4g} TFLOP/s."
+    return [told, "", *map(_row, rows)]
+
+
+def _steps(batch: int, asked: int, seconds: float) -> list[str]:
+    return [f"{batch} ({asked})", f"{seconds:.3g}", f"{batch / seconds:.3g}"]
+
+
+def _whole(folder: Path, ran: Ran, share: str) -> list[str]:
+    return [f"{ran.seconds:.0f}", f"{ran.marks.peak / GIB:.1f}", share, f"{ran.size(folder):,}"]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def parts(folder: Path, ran: Mapping[str, Ran]) -> Iterator[str]:
+    """Where the seconds of each stage went; the whole of a stage that trains nothing counts as saving."""
+    yield from map(_row, (PARTS, ["---"] * len(PARTS)))
+    for name, one in ran.items():
+        marks = one.marks
+        spans = [marks.called - one.began, 0.0, 0.0, marks.placed - marks.called]
+        if marks.first_pass:
+            last = one.logged(folder)[-1]["time"]
+            spans[1:] = [marks.first_pass - marks.called, last - marks.first_pass, marks.placed - last]
+        yield _row([name, *(f"{span:.1f}" for span in spans), f"{one.seconds:.1f}"])
+
+
+MIXES = {
+    "align": lambda own: [("alignment", 1.0)],
+    "vqa_expert": lambda own: [("vqa", 1.0)],
+    "grounding_expert": lambda own: [("grounding", 1 - own["vqa_share"]), ("vqa", own["vqa_share"])],
+    "moe_router": lambda own: [("vqa", 1 - own["grounding_share"]), ("grounding", own["grounding_share"])],
+}
+"""The tasks that a stage trains on with their shares; what stage 5 must compute depends on what it answers."""
+
+
+def needed(folder: Path, name: str, numbers: Mapping[str, Any]) -> float:
+    """Operations that a sample of a stage must take, by the mean over some of its samples, every view of an image counted as one."""
+    config = UniMedConfig.from_pretrained(folder / "models/foundation")
+    collator = Collator(UniMedProcessor.from_pretrained(folder / "models/foundation/processor"))
+    own, total = numbers[name], 0.0
+    for task, share in MIXES[name](own):
+        found = samples.read(folder / "data/subsets" / task, folder / "data/shards", split="train", turns=own.get("turns", 1), seed=0)
+        pieces = [collator.piece(sample) for sample in islice(found, SEEN)]
+        each = []
+        for piece in pieces:
+            views = int((piece.ids == config.image_token_id).sum()) // config.tokens_per_view
+            answered = int((piece.labels != IGNORED).sum())
+            each.append(throughput.flops(config, views, len(piece.ids), answered, fused=name == "align"))
+        total += share * float(np.mean(each))
+    return total
