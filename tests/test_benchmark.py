@@ -41,7 +41,7 @@ def test_a_step_with_rewards_is_measured_beside_that_of_trl(tmp_path, monkeypatc
     assert [row[0] for row in rows[2:]] == [
         "stage", "---", "5, a step, 2 groups at once", "5, a step, 4 groups at once", "5, a step of TRL's", "5, times"
     ]  # fmt: skip
-    for row in rows[4:6]:
+    for row in rows[4:7]:
         step, rollout, rewards, gradient, _ = map(float, row[1:])
         assert step == pytest.approx(rollout + rewards + gradient, rel=0.02)
         assert min(rollout, gradient) > 0
