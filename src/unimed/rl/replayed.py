@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from unimed.model.experts import Router
 from unimed.rl.shared_attention import Memory
+from unimed.train.compiled import part
 
 
 def recorded(step: Callable[[], None]) -> Callable[[], None]:
@@ -48,9 +49,8 @@ def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 @cache
 def once(function: Callable[..., Any], backend: str = "inductor") -> Callable[..., Any]:
-    """A part's function, compiled once for the process. As in training, parts with the same shapes are taken to be alike."""
-    unchecked: dict[str, str | int | bool | Callable[..., Any]] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
-    return torch.compile(function, fullgraph=True, backend=backend, options=unchecked)
+    """A part's function, compiled once for the process."""
+    return part(function, backend, static=False, alike=True)
 
 
 def _layer(layer: nn.Module, hidden: Tensor, **given: Any) -> Tensor:
@@ -67,8 +67,8 @@ def _any_prompt(made: Callable[..., Any]) -> Callable[..., Any]:
     """A compiled layer for prompts of any length."""
 
     def call(layer: nn.Module, hidden: Tensor, siblings: Memory, **given: Any) -> Tensor:
-        for part in (siblings.keys, siblings.values):
-            torch._dynamo.maybe_mark_dynamic(part, 0)
+        for side in (siblings.keys, siblings.values):
+            torch._dynamo.maybe_mark_dynamic(side, 0)
         return made(layer, hidden, siblings=siblings, **given)
 
     return call

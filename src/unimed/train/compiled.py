@@ -26,7 +26,7 @@ def compiled(model: UniMedForConditionalGeneration, backend: str = "inductor") -
     language = type(model.model.language_model.layers[0])
     with ExitStack() as stack:
         for kind, name, wrap in ((language, "forward", _same), (Router, "packed", _same), *((kind, "forward", _any) for kind in SEEING)):
-            made = wrap(_compile(getattr(kind, name), backend, static=wrap is _same, alike=kind is not EncoderBlock))
+            made = wrap(part(getattr(kind, name), backend, static=wrap is _same, alike=kind is not EncoderBlock))
             for module in model.modules():
                 if isinstance(module, kind):
                     # On the object alone; hooks, which tell a layer's linears their gates, stay outside.
@@ -35,8 +35,8 @@ def compiled(model: UniMedForConditionalGeneration, backend: str = "inductor") -
         yield
 
 
-def _compile(function: Callable[..., Any], backend: str, static: bool, alike: bool) -> Callable[..., Any]:
-    """A layer's function, compiled; `alike`: layers that are given the same shapes do the same.
+def part(function: Callable[..., Any], backend: str, static: bool, alike: bool) -> Callable[..., Any]:
+    """A layer's function, compiled as one graph; `alike`: layers that are given the same shapes do the same.
 
     To check again at every call that a layer's many parts are what they were takes the CPU longer than the GPU needs for the layer.
     """
