@@ -177,11 +177,11 @@ def test_each_portion_counts_by_what_its_terms_are_means_over():
         return made | ({"masks": torch.zeros(masks, 4, 4)} if masks else {})
 
     # The first label of a row is nobody's next word.
-    one = batch([[7, 7, 7, IGNORED], [IGNORED, 7, IGNORED, IGNORED]], [[1, 1, 1, 1], [1, 1, 0, 0]], masks=3)
+    one = batch([[7, 7, 7, IGNORED], [IGNORED, 7, IGNORED, IGNORED]], [[1, 1, 1, 1], [1, 1, 1, 0]], masks=3)
     two = batch([[IGNORED, IGNORED, 7]], [[1, 1, 1]])
     by_token, by_sequence = (portions.shares([one, two], level) for level in ("token", "sequence"))
     words = {"words": 3 / 4, "pixel": 1, "dice": 1}
-    assert by_token == [words | {"balance": 6 / 9, "z": 6 / 9}, {"words": 1 / 4, "pixel": 0, "dice": 0, "balance": 3 / 9, "z": 3 / 9}]
+    assert by_token == [words | {"balance": 7 / 10, "z": 7 / 10}, {"words": 1 / 4, "pixel": 0, "dice": 0, "balance": 3 / 10, "z": 3 / 10}]
     assert [own["z"] for own in by_sequence] == [own["balance"] for own in by_sequence] == [2 / 3, 1 / 3]
     assert all(math.isnan(own["pixel"]) for own in portions.shares([two, two], "token"))
 

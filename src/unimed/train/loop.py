@@ -62,8 +62,8 @@ def fit(
     if settings.failures.unreadable == "skip":
         batches["data_collator"] = ReadableOnly(batches["data_collator"])
     args = arguments(settings, seed)
-    at_once = min(settings.samples_at_once or args.per_device_train_batch_size, args.per_device_train_batch_size)
-    batches["data_collator"] = InPortions(batches["data_collator"], at_once)
+    size = args.per_device_train_batch_size
+    batches["data_collator"] = InPortions(batches["data_collator"], min(settings.samples_at_once or size, size))
     with fast_path.prepared(model, settings, args.device) as masters:
         trainer = StageTrainer(model=model, args=args, callbacks=[progress], optimizers=(masters, None), **batches)
         trainer.remove_callback(PrinterCallback)
