@@ -31,10 +31,10 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def two_steps(samples, at_once, most=1000, collator=None, failures=None, **changes):
+def two_steps(samples, at_once, most=1000, when="forward", collator=None, failures=None, **changes):
     """Gradients and weights of each of two steps, the log, and how many images the model was asked for at a time."""
     made = model(*POINTING)
-    asked = refuse_more_than(made, most)
+    asked = refuse_more_than(made, most, when)
     chosen = Optimisation(
         **(SETTINGS | {"max_steps": 2, "learning_rate": 1e-3, "samples_at_once": at_once} | changes), failures=failures or {}
     )
@@ -128,9 +128,10 @@ def test_a_batch_of_nothing_readable_makes_no_step(tmp_path):
 
 @pytest.mark.slow
 def test_portions_that_do_not_fit_are_halved_and_the_next_batch_begins_with_what_was_asked(tmp_path):
+    """In the backward pass, when the words have left gradients that would count twice."""
     samples = [sample(tmp_path, seed) for seed in range(5)]
     whole = two_steps(samples, None, batch_size=5)
-    gradients, log, asked = two_steps(samples, 4, most=1, failures={"out_of_memory": "halve"}, batch_size=5)
+    gradients, log, asked = two_steps(samples, 4, most=1, when="backward", failures={"out_of_memory": "halve"}, batch_size=5)
     assert asked == 2 * [4, 2, 1, 1, 1, 1, 1]
     assert [line.pop("out_of_memory") for line in log] == [1, 2]
     assert_equal((gradients, log), whole)
