@@ -116,7 +116,10 @@ def legible(batch: Batch) -> bool:
 
 
 def weighed(mean: Float[Tensor, ""], share: float) -> Float[Tensor, ""]:
-    """What a portion's mean adds to that of the whole. A mean over nothing adds a zero with a gradient, which other processes wait for."""
+    """What a portion's mean adds to that of the whole.
+
+    A mean over nothing adds a zero with a gradient, which other processes wait for.
+    """
     return share * (mean if share else mean.nan_to_num())
 
 
