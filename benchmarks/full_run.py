@@ -33,7 +33,7 @@ SLICES = 2
 DATA = ("ingest", "subset_alignment", "subset_vqa", "subset_grounding", "subset_reasoning")
 MODELS = ("foundation", "align", "vqa_expert", "grounding_expert", "moe_router", "grpo")
 BATCH = {"align": 4, "vqa_expert": 2, "grounding_expert": 2, "moe_router": 2, "cold_start": 2, "grpo": 1}
-"""Samples of a step, prompts in `grpo`: what one card holds where the preset asks for a cluster's batches."""
+"""Samples of a step, prompts in `grpo`: few, so that a step takes seconds. How many go through the model at once is the preset's."""
 
 NOWHERE = "http://127.0.0.1:9"
 """An address where no MLflow answers, so that stages keep their metrics in files alone."""

@@ -103,7 +103,7 @@ def test_the_preset_is_cut_in_steps_and_batches_and_on_a_cpu_in_shapes_alone(mon
     few = {f"{name}.{key}" for name in taken.TRAINED for key in ("batch_size", "max_steps", "warmup_steps")}
     tiny = {f"vlm.{key}" for key in ("mask", "fusion_blocks", "fusion_hidden_size")} | {"grpo.max_completion_length", "grpo.group_size"}
     assert differ.keys() == few | {"grpo.cold_start", "foundation.from"} | (set() if gpu else tiny)
-    assert numbers["grpo"]["cold_start"].items() >= {"batch_size": 2, "max_steps": 3, "warmup_steps": 1}.items()
+    assert numbers["grpo"]["cold_start"].items() >= {"batch_size": 2, "samples_at_once": 2, "max_steps": 3, "warmup_steps": 1}.items()
     assert numbers["vlm"]["canvases"] == PRESET["vlm"]["canvases"]
 
 

@@ -29,6 +29,10 @@ def test_a_run_is_told_what_it_will_take():
     kept = memory.kept(made.model.language_model.layers[0], TEXT["hidden_size"])
     assert (found.weights, found.optimizer, found.states) == (weights, 12 * trained, 2 * 512 * 4 * kept)
     assert found.work == 1024 * 512 * (8 + 12)
+    three = ROWS | {"row_tokens": 512, "batch_size": 3}
+    apart, more = (memory.estimate(made, Optimisation(**three, samples_at_once=most)) for most in (1, 4))
+    assert apart == found
+    assert more.states == 3 * found.states, "no more rows are in the model than the batch has"
     assert str(memory.Estimate(2**30, 2**29, 2**31, 0)) == "3.5 GiB expected: weights 1.0, optimizer 0.5, states 2.0, work 0.0"
 
 

@@ -43,6 +43,15 @@ def test_the_full_size_trains_in_half_precision(stage):
     assert params.parse(stage, kind, FULL).dtype == "bfloat16"
 
 
+@pytest.mark.parametrize("stage", ["align", "vqa_expert", "grounding_expert", "moe_router", "grpo"])
+def test_the_full_size_takes_no_more_samples_at_once_than_a_card_may_hold(stage):
+    """At 2,880 tokens for an image of four tiles, whose states take some 9 GB; what is seen at once divides the batch evenly."""
+    section = params.parse(stage, step.sections(importlib.import_module(f"components.{stage}").run)[stage], FULL)
+    trained = section.cold_start if stage == "grpo" else section
+    assert trained.samples_at_once <= 4
+    assert trained.batch_size % trained.samples_at_once == 0
+
+
 def test_a_foundation_is_a_stand_in_or_names_checkpoints():
     assert isinstance(params.parse("foundation", Foundation, SHIPPED), StandIn)
     own = params.parse("foundation", Foundation, FULL)

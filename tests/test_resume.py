@@ -42,7 +42,7 @@ def runs(tmp_path_factory) -> dict[str, Run]:
     before = (shards, place["foundation"], place["aligned"])
     experts = (place["vqa_expert"], place["grounding_expert"])
     align_numbers, lora = Optimisation(**NUMBERS), LoraTraining(**LORA)
-    pointing, routing = GroundingTraining(**LORA, **MASKS, vqa_share=0.25), MoeRouter(**NUMBERS, **MASKS, **ROUTING)
+    pointing, routing = GroundingTraining(**LORA, **MASKS, vqa_share=0.25, samples_at_once=1), MoeRouter(**NUMBERS, **MASKS, **ROUTING)
     rewarded = settings(max_completion_length=4, max_steps=6, updates_per_rollout=2)
     coarse = {"dtype": "bfloat16", "cold_start": NUMBERS | {"dtype": "bfloat16"}, "groups_at_once": 1}
 

@@ -27,6 +27,8 @@ class StandIn(Section):
     def _stops(cls, optimisation: Optimisation) -> Optimisation:
         if optimisation.failures != Failures():
             raise ValueError("failures must be left out: the stand-in is made in minutes and stops at any of them")
+        if optimisation.samples_at_once is not None:
+            raise ValueError("samples_at_once must be left out: the stand-in is small, and its batches go through it at once")
         return optimisation
 
 

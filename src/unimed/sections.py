@@ -62,6 +62,8 @@ class Optimisation(Section):
     """A DeepSpeed configuration as JSON, for runs under torchrun; none means plain torch."""
     row_tokens: int | None = Field(default=None, gt=0)
     """Tokens of a packed row, in which samples stand one after the other; `batch_size` then counts rows. None pads samples."""
+    samples_at_once: int | None = Field(default=None, gt=0)
+    """Samples, or rows, of a process that go through the model together, for as many passes as a step needs; null takes all at once."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of all weights and states. In bfloat16 the optimizer steps float32 copies of what trains."""
     compile: bool = False
@@ -81,6 +83,9 @@ class Optimisation(Section):
     def _can_go_on(self) -> Self:
         if self.deepspeed is not None and self.failures != Failures():
             raise ValueError("failures must be left out under deepspeed, which steps on its own")
-        if self.batch_size == 1 and self.failures.out_of_memory == "halve":
-            raise ValueError("failures.out_of_memory must be stop where batch_size is 1: there is nothing to halve")
+        if self.deepspeed is not None and self.samples_at_once is not None:
+            raise ValueError("samples_at_once must be left out under deepspeed, which steps at every backward pass")
+        if 1 in (self.batch_size, self.samples_at_once) and self.failures.out_of_memory == "halve":
+            name = "batch_size" if self.batch_size == 1 else "samples_at_once"
+            raise ValueError(f"failures.out_of_memory must be stop where {name} is 1: there is nothing to halve")
         return self

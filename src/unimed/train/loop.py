@@ -15,6 +15,7 @@ from unimed.sections import Failures
 from unimed.train import fast_path, resuming
 from unimed.train.batch import Collator
 from unimed.train.draws import Draws, Epochs
+from unimed.train.portions import InPortions
 from unimed.train.progress import LOGGED, Progress
 from unimed.train.readable import ReadableOnly
 from unimed.train.rows import RowCollator, Rows
@@ -61,6 +62,8 @@ def fit(
     if settings.failures.unreadable == "skip":
         batches["data_collator"] = ReadableOnly(batches["data_collator"])
     args = arguments(settings, seed)
+    size = args.per_device_train_batch_size
+    batches["data_collator"] = InPortions(batches["data_collator"], min(settings.samples_at_once or size, size))
     with fast_path.prepared(model, settings, args.device) as masters:
         trainer = StageTrainer(model=model, args=args, callbacks=[progress], optimizers=(masters, None), **batches)
         trainer.remove_callback(PrinterCallback)

@@ -42,7 +42,7 @@ class Estimate:
 def estimate(model: UniMedForConditionalGeneration, settings: Optimisation) -> Estimate:
     """The peak of a step of compiled layers on one device, the towers' share counted for as many images as fit in a row."""
     size = torch.finfo(getattr(torch, settings.dtype)).bits // 8
-    tokens = settings.batch_size * (settings.row_tokens or 0)
+    tokens = min(settings.samples_at_once or settings.batch_size, settings.batch_size) * (settings.row_tokens or 0)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     config = model.config.text_config
     states = tokens * size * sum(kept(layer, config.hidden_size) for layer in model.model.language_model.layers)

@@ -1,6 +1,7 @@
-"""The trainer of stages 1 to 4: which losses count, and a batch that does not fit done in halves."""
+"""The trainer of stages 1 to 4: which losses count, and a batch done in portions, halved where they do not fit."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from torch.nn.functional import interpolate
 from unimed.config import MaskLoss, RouterLoss
 from unimed.model import experts
 from unimed.model.packing import Packing
-from unimed.train import losses, readable
-from unimed.train.batch import IGNORED, Batch
+from unimed.train import losses, portions, readable
+from unimed.train.batch import Batch
 from unimed.train.guarded import Guarded
+from unimed.train.portions import InPortions
 from unimed.train.progress import Progress
 from unimed.train.readable import UNREADABLE, Item
 
@@ -24,11 +26,12 @@ class StageTrainer(Guarded):
     mask_loss: MaskLoss | None = None
     router_loss: RouterLoss | None = None
     progress: Progress
+    data_collator: InPortions
     shares: dict[str, float] | None = None
-    """Of a part of a batch: how much each of its terms counts in that of the whole."""
+    """Of a portion: how much each of its terms counts in that of the whole batch."""
 
     def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, **kwargs: Any) -> Any:
-        """The loss of one batch, or what a part of one adds to it."""
+        """The loss of one batch, or what a portion adds to it."""
         inputs = dict(inputs)
         masks, packing = inputs.pop("masks", None), inputs.get("packing")
         self.progress.masked |= masks is not None
@@ -41,22 +44,26 @@ class StageTrainer(Guarded):
             mask = inputs["attention_mask"].bool() if packing is None else None
             parts |= router_terms(model, mask, self.router_loss, packing)
         if self.shares is not None:
-            parts = {name: self.shares[name] * value for name, value in parts.items()}
+            parts = {name: weighed(value, self.shares[name]) for name, value in parts.items()}
         loss = torch.stack(list(parts.values())).sum()
         for name, value in parts.items():
             self.parts[name] = self.parts[name] + value.detach() if name in self.parts else value.detach()
         return (loss, outputs) if return_outputs else loss
 
     def gradients(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
-        """Loss and gradients of a batch, whole or in halves; the loss of a batch in which nothing could be read is no number."""
-        if reasons := inputs.pop(UNREADABLE, None):
+        """Loss and gradients of a batch, in portions where it has them, halved where those do not fit.
+
+        The loss of a batch in which nothing could be read is no number.
+        """
+        batches = portions.taken(inputs)
+        if reasons := [reason for batch in batches for reason in batch.get(UNREADABLE, ())]:
             self.tally.unreadable(self.state.global_step, reasons)
-        self.progress.empty = not inputs
-        if not inputs:
+        self.progress.empty = not any(map(legible, batches))
+        if self.progress.empty:
             return torch.full((), torch.nan, device=self.args.device)
         loss = None
         try:
-            loss = super().gradients(model, inputs, num_items_in_batch)
+            loss = self._accumulated(model, batches)
         except torch.OutOfMemoryError as error:
             self.tally.out_of_memory(self.state.global_step, error, self.named(self.state.global_step))
         if loss is None:  # out of the handler, which holds on to all that the pass had made
@@ -65,33 +72,32 @@ class StageTrainer(Guarded):
         return loss
 
     def _in_halves(self, model: nn.Module, items: Sequence[Item]) -> Tensor:
-        """Loss and gradients of a batch by parts, halved until they fit. Raises OutOfMemoryError for one item that does not."""
-        pieces = halves([items])
+        """Loss and gradients of a batch in smaller portions, halved until they fit. Raises OutOfMemoryError for one item that does not."""
+        most = self.data_collator.most
         while True:
+            most = (most + 1) // 2
+            model.zero_grad()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             try:
-                return self._accumulated(model, pieces)
+                return self._accumulated(model, portions.taken(replace(self.data_collator, most=most)(items)))
             except torch.OutOfMemoryError:
-                if max(map(len, pieces)) == 1:
+                if most == 1:
                     raise
-            pieces = halves(pieces)
 
-    def _accumulated(self, model: nn.Module, pieces: Sequence[Sequence[Item]]) -> Tensor:
-        """The gradients of all parts, summed; every mean over words or masks is taken over all parts together."""
-        self.parts = {}
-        model.zero_grad()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        collated = [self.data_collator(piece) for piece in pieces]
-        batches = [batch for batch in collated if batch.keys() != {UNREADABLE}]
-        for batch in batches:
-            batch.pop(UNREADABLE, None)
-        counts = [counts_of(batch) for batch in batches]
-        total = torch.zeros((), device=self.args.device)
-        for batch, own in zip(batches, counts, strict=True):
-            self.shares = {name: count / max(1, sum(other[name] for other in counts)) for name, count in own.items()}
-            total += super().gradients(model, batch)
-        self.shares = None
-        return total
+    def _accumulated(self, model: nn.Module, batches: Sequence[Batch]) -> Tensor:
+        """Loss and gradients of all portions, summed; every mean over words, masks or decisions is taken over all of them together.
+
+        All but the balance of a router, which is no mean: each portion's is taken on its own, as each process's is.
+        """
+        self.parts, losses = {}, []
+        batches = [{name: value for name, value in batch.items() if name != UNREADABLE} for batch in filter(legible, batches)]
+        # Of a single one nothing is counted: it lies on the GPU, which would have to be waited for.
+        shares = portions.shares(batches, self.model.config.router_level) if len(batches) > 1 else [None]
+        for batch, share in zip(batches, shares, strict=True):
+            self.shares = share
+            losses.append(super().gradients(model, batch))
+        return torch.stack(losses).sum()
 
     def _items(self, step: int) -> list[Any]:
         """What this process took from the data set for a step."""
@@ -104,17 +110,17 @@ class StageTrainer(Guarded):
         return [sample.sample_id for item in self._items(step) for sample in readable.samples(item)]
 
 
-def halves(pieces: Sequence[Sequence[Item]]) -> list[Sequence[Item]]:
-    """Every piece in two; one of a single item stays."""
-    cut = [(piece[: (len(piece) + 1) // 2], piece[(len(piece) + 1) // 2 :]) for piece in pieces]
-    return [half for both in cut for half in both if half]
+def legible(batch: Batch) -> bool:
+    """Whether a batch holds more than what could not be read."""
+    return batch.keys() != {UNREADABLE}
 
 
-def counts_of(batch: Batch) -> dict[str, int]:
-    """What each term of a batch's loss is a mean over."""
-    packing, masks = batch.get("packing"), len(batch.get("masks", ()))
-    words = int((batch["labels"][:, 1:] != IGNORED).sum()) if packing is None else len(packing.wanted)
-    return {"words": words, "pixel": masks, "dice": masks}
+def weighed(mean: Float[Tensor, ""], share: float) -> Float[Tensor, ""]:
+    """What a portion's mean adds to that of the whole.
+
+    A mean over nothing adds a zero with a gradient, which other processes wait for.
+    """
+    return share * (mean if share else mean.nan_to_num())
 
 
 def mask_terms(low: Float[Tensor, "mask low low"], target: Float[Tensor, "mask size size"], weights: MaskLoss) -> dict[str, Tensor]:
