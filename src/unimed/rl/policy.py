@@ -11,6 +11,7 @@ from trl import GRPOTrainer
 
 from unimed.rl import pieces
 from unimed.train.guarded import Guarded
+from unimed.train.sums import Sums
 
 
 class Policy(Guarded, GRPOTrainer):
@@ -18,6 +19,8 @@ class Policy(Guarded, GRPOTrainer):
 
     rows_at_once: int | None = None
     """Answers, siblings in whole groups, that go through the model together; all where none."""
+    sums: Sums
+    """Of the gradients of a batch's pieces."""
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, **kwargs: Any
@@ -44,6 +47,15 @@ class Policy(Guarded, GRPOTrainer):
         # TRL counts its steps besides, to know when to draw new answers.
         self._step = self.state.global_step
 
+    def gradients(self, model: Any, inputs: pieces.Answers, num_items_in_batch: Any = None) -> Tensor:
+        """Loss and gradients of all answers, those of pieces added up in float32."""
+        self.sums = Sums(self.model.parameters())
+        loss = super().gradients(model, inputs, num_items_in_batch)
+        if self.sums.totals:
+            self.sums.take()
+            self.sums.give()
+        return loss
+
     def compute_loss(self, model: Any, inputs: pieces.Answers, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
         """TRL's loss of all answers, noted. Pieces but the last have left their gradients when it returns.
 
@@ -55,6 +67,7 @@ class Policy(Guarded, GRPOTrainer):
         for part in parts:
             if losses:
                 self.accelerator.backward(losses[-1])
+                self.sums.take()
                 losses[-1] = losses[-1].detach()
             losses.append(super().compute_loss(model, part, *args, **kwargs))
         words = self.accelerator.reduce(torch.stack([part["completion_mask"].sum() for part in parts]))

@@ -18,6 +18,7 @@ from unimed.train.guarded import Guarded
 from unimed.train.portions import InPortions
 from unimed.train.progress import Progress
 from unimed.train.readable import UNREADABLE, Item
+from unimed.train.sums import Sums
 
 
 class StageTrainer(Guarded):
@@ -94,9 +95,13 @@ class StageTrainer(Guarded):
         batches = [{name: value for name, value in batch.items() if name != UNREADABLE} for batch in filter(legible, batches)]
         # Of a single one nothing is counted: it lies on the GPU, which would have to be waited for.
         shares = portions.shares(batches, self.model.config.router_level) if len(batches) > 1 else [None]
+        sums = Sums(model.parameters())
         for batch, share in zip(batches, shares, strict=True):
             self.shares = share
             losses.append(super().gradients(model, batch))
+            if len(batches) > 1:
+                sums.take()
+        sums.give()
         return torch.stack(losses).sum()
 
     def _items(self, step: int) -> list[Any]:
