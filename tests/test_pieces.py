@@ -32,6 +32,7 @@ def gradients(policy, batch, rows):
     policy.rows_at_once = rows
     loss = policy.compute_loss(policy.model, batch)
     loss.backward()
+    policy.add_up()
     return loss.detach(), {name: value.grad.clone() for name, value in policy.model.named_parameters() if value.requires_grad}
 
 

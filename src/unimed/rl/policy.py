@@ -47,14 +47,17 @@ class Policy(Guarded, GRPOTrainer):
         # TRL counts its steps besides, to know when to draw new answers.
         self._step = self.state.global_step
 
-    def gradients(self, model: Any, inputs: pieces.Answers, num_items_in_batch: Any = None) -> Tensor:
+    def gradients(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Loss and gradients of all answers, those of pieces added up in float32."""
-        self.sums = Sums(self.model.parameters())
         loss = super().gradients(model, inputs, num_items_in_batch)
+        self.add_up()
+        return loss
+
+    def add_up(self) -> None:
+        """After the backward pass of what `compute_loss` gave: let the gradients be those of all pieces."""
         if self.sums.totals:
             self.sums.take()
             self.sums.give()
-        return loss
 
     def compute_loss(self, model: Any, inputs: pieces.Answers, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
         """TRL's loss of all answers, noted. Pieces but the last have left their gradients when it returns.
@@ -62,6 +65,7 @@ class Policy(Guarded, GRPOTrainer):
         TRL divides each piece's loss by the words of the whole batch, so that the pieces' sum is its loss. What it logs is of the whole.
         """
         parts = pieces.cut(inputs, self.rows_at_once or len(inputs[pieces.GROUP]))
+        self.sums = Sums(self.model.parameters())
         logged, self._metrics["train"] = self._metrics["train"], defaultdict(list)
         losses: list[Tensor] = []
         for part in parts:
