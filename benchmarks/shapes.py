@@ -128,5 +128,5 @@ class DrawnCollator(Collator):
     def seen(self, samples: Sequence[Drawn]) -> Batch:
         """As many images as the samples have, and a mask for each `<SEG>`."""
         count, masks = sum(sample.images for sample in samples), sum(sample.points for sample in samples)
-        pixels = {"pixel_values": self.pixels[:count]} if count else {}
+        pixels = {"pixel_values": self.pixels[:count], "image_sizes": torch.ones(count, 2, dtype=torch.long)} if count else {}
         return pixels | ({"masks": self.target[:masks]} if masks else {})

@@ -154,7 +154,9 @@ def test_a_prompt_ends_at_the_first_answer_of_its_own_sample():
     segment = torch.tensor([0] * 9 + [1] * 9 + [2] * 2)
     empty = torch.empty(0, dtype=torch.long)
     places = {"images": empty, "predicting": empty, "wanted": empty, "shown": empty, "pointing": empty.view(2, 0)}
-    packing = Packing(samples=2, tokens=18, extent=torch.tensor([3, 9]), bounds=bounds, segment=segment, regions=empty.view(3, 0), **places)
+    packing = Packing(
+        samples=2, tokens=18, grids=(), extent=torch.tensor([3, 9]), bounds=bounds, segment=segment, regions=empty.view(3, 0), **places
+    )
     found = prompts(ids, ids != ord("."), config, packing)[0]
     # The opening belongs to the prompt, which its image does not.
     assert "".join("x" if kept else "-" for kept in found) == "-xxxx----xx-xxx-----"

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unimed.model import region
+from unimed.model.canvas import Grid
 from unimed.model.configuration import UniMedConfig
+from unimed.model.views import Views
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,9 @@ class Packing:
     samples: int
     tokens: int
     """Positions before the padding."""
+
+    grids: tuple[Grid, ...]
+    """The grid of tiles that each image is laid on."""
 
     extent: Int[Tensor, "2"]
     """Number of segments and the longest one's length; stays on the CPU."""
@@ -69,15 +73,15 @@ class Packing:
 
 def fill(
     embeds: Float[Tensor, "1 position width"],
-    features: Float[Tensor, "image patch width"],
-    regions: Float[Tensor, "image channel size size"],
+    features: Float[Tensor, "view token width"],
+    seen: Views,
     packing: Packing,
 ) -> Float[Tensor, "1 position width"]:
     """The embeddings with image and region placeholders filled in."""
     rows = embeds[0].index_copy(0, packing.images, features.flatten(0, 1).to(embeds.dtype))
     position, image, channel = packing.regions
     if len(position):
-        rows = rows.index_copy(0, position, region.pool(features[image], regions[image, channel]).to(embeds.dtype))
+        rows = rows.index_copy(0, position, seen.regions(features, image, channel).to(embeds.dtype))
     return rows.unsqueeze(0)
 
 

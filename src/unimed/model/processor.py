@@ -109,9 +109,10 @@ class UniMedProcessor(ProcessorMixin):
 
     def tokens(self, size: Size) -> int:
         """Image tokens for a picture of a height and width."""
-        return self.tokens_per_view * squares(self._grid(size))
+        return self.tokens_per_view * squares(self.grid(size))
 
-    def _grid(self, size: Size) -> Grid:
+    def grid(self, size: Size) -> Grid:
+        """The grid of tiles for a picture of a height and width."""
         height, width = size
         return choose(height, width, self.canvases, self.tile_size)
 
@@ -126,7 +127,7 @@ class UniMedProcessor(ProcessorMixin):
         return pad_sequence([self._views(item, depth) for item in pictures], batch_first=True)
 
     def _views(self, item: Picture, depth: int) -> Float[Tensor, "view channel size size"]:
-        square, grid = self._framed(item, depth, (1, 1)), self._grid(item.size)
+        square, grid = self._framed(item, depth, (1, 1)), self.grid(item.size)
         return torch.cat([square[None], cut(self._framed(item, depth, grid)[None], grid)])
 
     def _framed(self, item: Picture, depth: int, grid: Grid) -> Float[Tensor, "channel rows columns"]:

@@ -59,7 +59,7 @@ class UniMedModel(UniMedPreTrainedModel):
 
         `pixel_values` holds RGB in [0, 1] and, in further channels, one region mask each, in the order of their `<region>`
         tokens; all-zero channels are padding. With canvases it holds views, and `image_sizes` says which canvas each image has.
-        With `packing` the text is one packed sequence, read within `attention.packed`, and there are no canvases.
+        With `packing`, which knows the canvases too, the text is one packed sequence, read within `attention.packed`.
         """
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             # As `generate` counts: padding takes no position, so a cache filled here can be continued there.
@@ -68,7 +68,8 @@ class UniMedModel(UniMedPreTrainedModel):
         if packing is not None:
             kwargs["packing"] = packing
         if pixel_values is not None and packing is not None:
-            embeds = fill(embeds, self.image_features(pixel_values[:, :3].to(self.dtype)), pixel_values[:, 3:].to(self.dtype), packing)
+            seen = views.laid(self.config, pixel_values, packing.grids)
+            embeds = fill(embeds, self._features(seen), seen, packing)
         elif pixel_values is not None:
             embeds = self._with_images(embeds, input_ids, views.read(self.config, pixel_values, image_sizes))
         elif bool((input_ids == self.config.image_token_id).any()):
@@ -102,12 +103,16 @@ class UniMedModel(UniMedPreTrainedModel):
         """The vectors of every view in the language model's width, image by image: its square, then its tiles."""
         return self.projector(self.encoder(square, tiles, grids))
 
+    def _features(self, seen: views.Views) -> Float[Tensor, "view token width"]:
+        return self.image_features(seen.square.to(self.dtype), seen.tiles.to(self.dtype), seen.grids)
+
     def _with_images(
         self, embeds: Float[Tensor, "batch seq width"], input_ids: Int[Tensor, "batch seq"], seen: views.Views
     ) -> Float[Tensor, "batch seq width"]:
         """The embeddings with image and region placeholders filled in, in order of appearance."""
-        features = self.image_features(seen.square.to(self.dtype), seen.tiles.to(self.dtype), seen.grids).to(embeds.dtype)
-        for token, vectors in ((self.config.image_token_id, features), (self.config.region_token_id, seen.regions(features))):
+        features = self._features(seen).to(embeds.dtype)
+        regions = seen.regions(features, *seen.marked)
+        for token, vectors in ((self.config.image_token_id, features), (self.config.region_token_id, regions)):
             slots = input_ids == token
             if int(slots.sum()) != vectors.shape[:-1].numel():
                 name = "image" if token == self.config.image_token_id else "region"
@@ -171,7 +176,7 @@ class UniMedForConditionalGeneration(UniMedPreTrainedModel, GenerationMixin):
     def _packed(
         self,
         hidden: Float[Tensor, "position width"],
-        pixel_values: Float[Tensor, "image channel size size"] | None,
+        pixel_values: Float[Tensor, "image *view channel size size"] | None,
         packing: Packing,
     ) -> UniMedOutput:
         """The loss on the labelled words of a packed sequence and, with pixels, mask logits for its `<SEG>`s."""
@@ -180,7 +185,8 @@ class UniMedForConditionalGeneration(UniMedPreTrainedModel, GenerationMixin):
         if pixel_values is None or not packing.pointing.shape[1]:
             return UniMedOutput(loss=loss)
         position, row = packing.pointing
-        return UniMedOutput(loss=loss, mask_logits=self.grounding(self._shown(pixel_values[packing.shown, :3]), hidden[position], row))
+        square = views.laid(self.config, pixel_values, packing.grids).square[packing.shown]
+        return UniMedOutput(loss=loss, mask_logits=self.grounding(self._shown(square), hidden[position], row))
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any

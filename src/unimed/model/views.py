@@ -39,14 +39,20 @@ class Views:
         """Language model positions that each image takes."""
         return [self.tokens_per_view * squares(grid) for grid in self.grids]
 
-    def regions(self, features: Float[Tensor, "view token width"]) -> Float[Tensor, "region width"]:
-        """One vector for each region, image by image: the mean of its tokens, of the canvas's tiles where there are any.
+    @property
+    def marked(self) -> tuple[Int[Tensor, " region"], Int[Tensor, " region"]]:
+        """Image and channel of each region, image by image; the GPU is waited for."""
+        return self.pixels[:, :, 3:].transpose(1, 2).flatten(2).any(-1).nonzero(as_tuple=True)
+
+    def regions(
+        self, features: Float[Tensor, "view token width"], image: Int[Tensor, " region"], channel: Int[Tensor, " region"]
+    ) -> Float[Tensor, "region width"]:
+        """One vector for each region: the mean of its tokens, of the canvas's tiles where there are any.
 
         In the tiles the image is larger than in the square, so a small region has tokens of its own there. `features` holds the
-        real views' tokens alone, in the images' order.
+        real views' tokens alone, in the images' order; a region is told by its image and its channel behind the colours.
         """
         masks = self.pixels[:, :, 3:].transpose(1, 2)
-        image, channel = masks.flatten(2).any(-1).nonzero(as_tuple=True)
         own = pad_sequence(list(features.split([squares(grid) for grid in self.grids])), batch_first=True)
         finest = slice(1 if self.pixels.shape[1] > 1 else 0, own.shape[1])
         return region.pool(own[image, finest].flatten(1, 2), masks[image, channel, finest])
@@ -60,14 +66,20 @@ class Views:
 def read(config: UniMedConfig, pixel_values: Tensor, image_sizes: Int[Tensor, "image 2"] | None) -> Views:
     """The views that `pixel_values` holds; ValueError when it, or `image_sizes`, is not what a model of this configuration reads."""
     if not config.canvases:
-        return Views(pixel_values.unsqueeze(1), (NO_TILES,) * len(pixel_values), config.tokens_per_view)
+        return laid(config, pixel_values, [NO_TILES] * len(pixel_values))
     if image_sizes is None or len(image_sizes) != len(pixel_values):
         found = "none" if image_sizes is None else len(image_sizes)
         raise ValueError(f"expected image_sizes for {len(pixel_values)} images on canvases, found {found}")
-    grids = tuple(config.grids(image_sizes.tolist()))
+    grids = config.grids(image_sizes.tolist())
     if pixel_values.dim() != 5 or pixel_values.shape[1] < max(map(squares, grids)):
         raise ValueError(f"expected {max(map(squares, grids))} views of every image or more, found pixels of {tuple(pixel_values.shape)}")
-    return Views(pixel_values, grids, config.tokens_per_view)
+    return laid(config, pixel_values, grids)
+
+
+def laid(config: UniMedConfig, pixel_values: Float[Tensor, "image *view channel size size"], grids: Sequence[Grid]) -> Views:
+    """The views that `pixel_values` holds of images on these grids."""
+    pixels = pixel_values if config.canvases else pixel_values.unsqueeze(1)
+    return Views(pixels, tuple(grids), config.tokens_per_view)
 
 
 def copied(images: Mapping[str, Tensor], of_texts: Sequence[int], times: int) -> dict[str, Tensor]:
@@ -78,4 +90,4 @@ def copied(images: Mapping[str, Tensor], of_texts: Sequence[int], times: int) ->
 
 def ends(tokens: Iterable[int], device: torch.device) -> Int[Tensor, " image"]:
     """How many image tokens of a batch have come when each image is over."""
-    return torch.tensor(list(tokens), device=device).cumsum(0)
+    return torch.tensor(list(tokens), dtype=torch.long, device=device).cumsum(0)

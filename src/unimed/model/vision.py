@@ -85,17 +85,18 @@ class HybridEncoder(nn.Module):
         Pixels hold RGB in [0, 1]. Of `tiles` only the first rows x columns of an image's grid are looked at. Frozen towers are
         frozen by requires_grad alone: gradients must flow through the blocks after the first fusion.
         """
-        shown, maps, places = [image], [self._fused_maps(image)], [[number] for number in range(len(image))]
+        shown, maps, places = [image], [self._fused_maps(image)], [[slice(number, number + 1)] for number in range(len(image))]
         seen = len(image)
         for grid in sorted({*grids} - {NO_TILES}) if tiles is not None else ():
             of_grid = [number for number, laid in enumerate(grids) if laid == grid]
-            own = tiles[of_grid, : squares(grid) - 1].flatten(0, 1)
+            own = torch.cat([tiles[number, : squares(grid) - 1] for number in of_grid])
             shown.append(own)
             maps.append([self._of_tiles(whole, grid) for whole in self._fused_maps(join(own, grid))])
             for number in of_grid:
-                places[number] += range(seen, seen := seen + squares(grid) - 1)
+                places[number].append(slice(seen, seen := seen + squares(grid) - 1))
         features = self._seen(torch.cat(shown), [torch.cat(stage) for stage in zip(*maps, strict=True)])
-        return features if seen == len(image) else features[[place for image_places in places for place in image_places]]
+        # Cut and joined: numbers to pick by would have to go to the GPU first, and it would be waited for.
+        return features if seen == len(image) else torch.cat([features[place] for own in places for place in own])
 
     def _seen(
         self, squares: Float[Tensor, "view 3 size size"], maps: list[Float[Tensor, "view _channel _rows _columns"]]

@@ -1,12 +1,13 @@
 """Layers that are compiled while a model trains: one graph for all layers of a kind, no breaks, no new graph for a new batch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import _config as shapes
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from transformers.models.convnext.modeling_convnext import ConvNextLayer
 
@@ -14,8 +15,8 @@ from unimed.model.experts import Router
 from unimed.model.sam_med2d import EncoderBlock
 from unimed.model.unimed import UniMedForConditionalGeneration
 
-SEEING = (CLIPEncoderLayer, ConvNextLayer, EncoderBlock)
-"""Layers whose first dimension, the images, differs from batch to batch."""
+SEEING = {CLIPEncoderLayer: (0,), ConvNextLayer: (0, 2, 3), EncoderBlock: (0,)}
+"""Layers of the towers, and which dimensions of what they see differ: the images' number and, on canvases, height and width."""
 
 
 @contextmanager
@@ -25,8 +26,11 @@ def compiled(model: UniMedForConditionalGeneration, backend: str = "inductor") -
     model.model.encoder.to(memory_format=torch.channels_last)
     language = type(model.model.language_model.layers[0])
     with ExitStack() as stack:
-        for kind, name, wrap in ((language, "forward", _same), (Router, "packed", _same), *((kind, "forward", _any) for kind in SEEING)):
-            made = wrap(part(getattr(kind, name), backend, static=wrap is _same, alike=kind is not EncoderBlock))
+        # A square's height and width are equal by chance: a graph that took them for one number would be made anew for a canvas.
+        stack.enter_context(shapes.patch(use_duck_shape=False))
+        for kind, name in ((language, "forward"), (Router, "packed"), *((kind, "forward") for kind in SEEING)):
+            made = part(getattr(kind, name), backend, static=kind not in SEEING, alike=kind is not EncoderBlock)
+            made = partial(_any, made, SEEING[kind]) if kind in SEEING else made
             for module in model.modules():
                 if isinstance(module, kind):
                     # On the object alone; hooks, which tell a layer's linears their gates, stay outside.
@@ -45,15 +49,7 @@ def part(function: Callable[..., Any], backend: str, static: bool, alike: bool) 
     return torch.compile(function, fullgraph=True, dynamic=False if static else None, backend=backend, options=options)
 
 
-def _same(made: Callable[..., Any]) -> Callable[..., Any]:
-    return made
-
-
-def _any(made: Callable[..., Any]) -> Callable[..., Any]:
-    """A compiled layer for any number of images."""
-
-    def call(module: nn.Module, images: Tensor, *args: Any, **kwargs: Any) -> Any:
-        torch._dynamo.maybe_mark_dynamic(images, 0)
-        return made(module, images, *args, **kwargs)
-
-    return call
+def _any(made: Callable[..., Any], dimensions: Sequence[int], module: nn.Module, images: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """What a compiled layer makes of images, whatever these dimensions are."""
+    torch._dynamo.maybe_mark_dynamic(images, dimensions)
+    return made(module, images, *args, **kwargs)

@@ -55,8 +55,6 @@ def fit(
     draws = Draws(epochs, length, seed)
     batches: dict[str, Any] = {"train_dataset": draws, "data_collator": collator}
     if settings.row_tokens is not None:
-        if model.config.canvases:
-            raise InputError("params.yaml: expected row_tokens or canvases, found both: rows are packed of images of one size alone")
         rows = Rows(draws, collator.piece, settings.row_tokens, length)
         batches = {"train_dataset": rows, "data_collator": RowCollator(collator, settings.row_tokens)}
     if settings.failures.unreadable == "skip":

@@ -18,6 +18,7 @@ from unimed.errors import InputError
 from unimed.model.packing import Packing
 from unimed.model.processor import IMAGE
 from unimed.model.tokenizer import special_id
+from unimed.model.views import ends
 from unimed.train.batch import IGNORED, Batch, Collator, Piece
 from unimed.train.draws import Draws
 
@@ -88,6 +89,7 @@ class RowCollator:
         """One batch; images, regions and target masks are in the samples' order."""
         pieces = [piece for row in rows for piece in row]
         samples = [piece.sample for piece in pieces]
+        seen = self.collator.seen(samples)
         words = self.collator.processor.tokenizer
         total = len(rows) * self.row_tokens
         ids = np.full(total, words.pad_token_id, dtype=np.int64)
@@ -99,25 +101,33 @@ class RowCollator:
         bounds = [*ends, total] if total > ends[-1] else ends
         positions = torch.arange(total) - torch.repeat_interleave(torch.tensor(bounds[:-1]), torch.tensor(bounds).diff())
         batch = {"input_ids": torch.from_numpy(ids).unsqueeze(0), "position_ids": positions.unsqueeze(0)}
-        packing = self._packing(torch.from_numpy(ids), torch.from_numpy(labels), torch.tensor(bounds), samples)
-        return batch | {"packing": packing} | self.collator.seen(samples)
+        sizes = seen["image_sizes"].tolist() if "image_sizes" in seen else []
+        packing = self._packing(torch.from_numpy(ids), torch.from_numpy(labels), torch.tensor(bounds), samples, sizes)
+        return batch | {"packing": packing} | seen
 
     def _packing(
-        self, ids: Int[Tensor, " position"], labels: Int[Tensor, " one_more"], bounds: Int[Tensor, " bound"], samples: Sequence[Sample]
+        self,
+        ids: Int[Tensor, " position"],
+        labels: Int[Tensor, " one_more"],
+        bounds: Int[Tensor, " bound"],
+        samples: Sequence[Sample],
+        sizes: Sequence[Sequence[int]],
     ) -> Packing:
         """Where everything lies. Raises InputError when a text has not the placeholders that its pixels and masks ask for."""
         image, region, seg = (special_id(self.collator.processor.tokenizer, name) for name in (IMAGE, REGION, SEG))
         lengths = bounds.diff()
         predicting = (labels[1:] != IGNORED).nonzero().flatten()
         pointing = (ids == seg).nonzero().flatten()
-        seen = (ids == image).cumsum(0) // self.collator.processor.tokens_per_view
-        if (seen[pointing] == 0).any():
+        so_far = (ids == image).cumsum(0)[pointing]
+        if (so_far == 0).any():
             raise InputError("expected an image before every <SEG>, found a <SEG> in a text without one")
-        shown, row = (seen[pointing] - 1).unique(return_inverse=True)
+        tokens = [self.collator.processor.tokens((height, width)) for height, width in sizes]
+        shown, row = torch.searchsorted(ends(tokens, ids.device), so_far).unique(return_inverse=True)
         regions = [(number, channel) for number, sample in enumerate(samples) for channel in range(_regions(sample))]
         return Packing(
             samples=len(samples),
             tokens=int(bounds[len(samples)]),
+            grids=tuple(self.collator.processor.grid((height, width)) for height, width in sizes),
             extent=torch.tensor([len(lengths), int(lengths.max())]),
             bounds=torch.nn.functional.pad(bounds, (0, len(ids) + 2 - len(bounds)), value=len(ids)).int(),
             segment=torch.repeat_interleave(torch.arange(len(lengths)), lengths),
