@@ -32,8 +32,11 @@ SLICES = 2
 
 DATA = ("ingest", "subset_alignment", "subset_vqa", "subset_grounding", "subset_reasoning")
 MODELS = ("foundation", "align", "vqa_expert", "grounding_expert", "moe_router", "grpo")
-BATCH = {"align": 4, "vqa_expert": 2, "grounding_expert": 2, "moe_router": 2, "cold_start": 2, "grpo": 1}
-"""Samples of a step, prompts in `grpo`: few, so that a step takes seconds. How many go through the model at once is the preset's."""
+BATCH = {"align": 2, "vqa_expert": 2, "grounding_expert": 2, "moe_router": 2, "cold_start": 2, "grpo": 1}
+"""Rows of a step, prompts in `grpo`: few, so that a step takes seconds. How many go through the model at once is the preset's."""
+
+TINY_ROWS = {"row_tokens": 640, "compile": False}
+"""Of every training on a CPU."""
 
 NOWHERE = "http://127.0.0.1:9"
 """An address where no MLflow answers, so that stages keep their metrics in files alone."""
@@ -94,6 +97,8 @@ def cut(preset: Mapping[str, Any], steps: int, pins: Mapping[str, str]) -> dict[
     numbers["grpo"]["cold_start"] = preset["grpo"]["cold_start"] | few | {"batch_size": BATCH["cold_start"]}
     numbers["foundation"] = {"from": {name: pinned | {"md5": pins[name]} for name, pinned in preset["foundation"]["from"].items()}}
     if not GPU:
+        for training in (*(numbers[name] for name in taken.MIXES), numbers["grpo"]["cold_start"]):
+            training |= TINY_ROWS
         tiny = originals.VLM.model_dump(mode="json", include=originals.VLM.model_fields_set)
         numbers["vlm"] = preset["vlm"] | tiny
         numbers["grpo"] |= {"max_completion_length": 8, "group_size": 2}

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from benchmarks import gpu
 from benchmarks.stage import Marks
@@ -19,12 +17,13 @@ from unimed.model.configuration import UniMedConfig
 from unimed.model.processor import UniMedProcessor
 from unimed.train.batch import IGNORED, Collator
 from unimed.train.memory import GIB
+from unimed.train.rows import best_fit
 
 TRAINED = ("align", "vqa_expert", "grounding_expert", "moe_router", "grpo")
 SEEN = 32
 """Samples of a task that tell how much a sample must compute."""
 
-HEAD = ("stage", "samples a step (preset)", "s a step", "samples/s", "GPU s", "peak GiB", "share of the limit", "artifact bytes")
+HEAD = ("stage", "rows a step (preset)", "s a step", "samples/s", "GPU s", "peak GiB", "share of the limit", "artifact bytes")
 PARTS = ("stage", "start, hashing inputs", "loading", "training", "saving", "all")
 
 
@@ -63,22 +62,28 @@ def table(folder: Path, ran: Mapping[str, Ran], preset: Mapping[str, Any], numbe
     first = ran["foundation"]
     rate = gpu.matmul_rate(8192 if gpu.DEVICE.type == "cuda" else 256)
     rows = [HEAD, ["---"] * len(HEAD), ["foundation", "", "", "", *_whole(folder, first, "")]]
-    for name in TRAINED:
-        logged = ran[name].logged(folder)
-        if name == "grpo":
-            batches = [each[name]["cold_start"]["batch_size"] for each in (numbers, preset)]
-            rows.append(["grpo: cold start", *_steps(*batches, step_seconds(logged, "cold_start")), *[""] * 4])
-        batches = [each[name]["batch_size"] * each[name].get("group_size", 1) for each in (numbers, preset)]
-        seconds = step_seconds(logged, name)
-        share = f"{batches[0] / seconds * needed(folder, name, numbers) / rate:.0%}" if name in MIXES else ""
-        rows.append([name, *_steps(*batches, seconds), *_whole(folder, ran[name], share)])
+    for name in MIXES:
+        batches = [each[name]["batch_size"] for each in (numbers, preset)]
+        seconds, row = step_seconds(ran[name].logged(folder), name), a_row(folder, name, numbers)
+        share = f"{batches[0] / seconds * row.operations / rate:.0%}"
+        rows.append([name, *_steps(*batches, seconds, row.samples), *_whole(folder, ran[name], share)])
+    rows += _reasoning(folder, ran["grpo"], preset["grpo"], numbers["grpo"])
     steps = numbers["align"]["max_steps"]
     told = f"Of presets/full.yaml {steps} steps a training, warm-up 1, batches as the table says. The limit: {rate / 1e12:.4g} TFLOP/s."
     return [told, "", *map(_row, rows)]
 
 
-def _steps(batch: int, asked: int, seconds: float) -> list[str]:
-    return [f"{batch} ({asked})", f"{seconds:.3g}", f"{batch / seconds:.3g}"]
+def _reasoning(folder: Path, ran: Ran, *given: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Both trainings of stage 5 as the preset has them and as they ran; a step of the second has answers instead of rows."""
+    logged = ran.logged(folder)
+    asked, batch = (each["cold_start"]["batch_size"] for each in given)
+    yield ["grpo: cold start", f"{batch} ({asked})", f"{step_seconds(logged, 'cold_start'):.3g}", *[""] * 5]
+    asked, batch = (each["batch_size"] * each["group_size"] for each in given)
+    yield ["grpo: answers", *_steps(batch, asked, step_seconds(logged, "grpo"), 1), *_whole(folder, ran, "")]
+
+
+def _steps(batch: int, asked: int, seconds: float, samples: float) -> list[str]:
+    return [f"{batch} ({asked})", f"{seconds:.3g}", f"{batch * samples / seconds:.3g}"]
 
 
 def _whole(folder: Path, ran: Ran, share: str) -> list[str]:
@@ -110,18 +115,25 @@ MIXES = {
 """The tasks that a stage trains on with their shares; what stage 5 must compute depends on what it answers."""
 
 
-def needed(folder: Path, name: str, numbers: Mapping[str, Any]) -> float:
-    """Operations that a sample of a stage must take, by the mean over some of its samples, every view of an image counted as one."""
+class Row(NamedTuple):
+    """What a packed row holds and takes, on the mean."""
+
+    samples: float
+    operations: float
+
+
+def a_row(folder: Path, name: str, numbers: Mapping[str, Any]) -> Row:
+    """A row of a stage, by some of its samples, every view of an image counted as one image."""
     config = UniMedConfig.from_pretrained(folder / "models/foundation")
     collator = Collator(UniMedProcessor.from_pretrained(folder / "models/foundation/processor"))
-    own, total = numbers[name], 0.0
+    own, pieces = numbers[name], []
     for task, share in MIXES[name](own):
         found = samples.read(folder / "data/subsets" / task, folder / "data/shards", split="train", turns=own.get("turns", 1), seed=0)
-        pieces = [collator.piece(sample) for sample in islice(found, SEEN)]
-        each = []
-        for piece in pieces:
-            views = int((piece.ids == config.image_token_id).sum()) // config.tokens_per_view
-            answered = int((piece.labels != IGNORED).sum())
-            each.append(throughput.flops(config, views, len(piece.ids), answered, fused=name == "align"))
-        total += share * float(np.mean(each))
-    return total
+        pieces += [collator.piece(sample) for sample in islice(found, round(share * SEEN))]
+    rows = len(best_fit([len(piece.ids) for piece in pieces], own["row_tokens"]))
+    total = 0.0
+    for piece in pieces:
+        views = int((piece.ids == config.image_token_id).sum()) // config.tokens_per_view
+        answered = int((piece.labels != IGNORED).sum())
+        total += throughput.flops(config, views, len(piece.ids), answered, fused=name == "align")
+    return Row(len(pieces) / rows, total / rows)

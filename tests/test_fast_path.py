@@ -20,7 +20,7 @@ from conftest import ROOT
 from unimed.config import MaskLoss, Optimisation, RouterLoss
 from unimed.errors import InputError
 from unimed.model import adapters, assemble, attention, words
-from unimed.train import fast_path, loop
+from unimed.train import fast_path, joined, loop
 from unimed.train.batch import Collator
 from unimed.train.compiled import compiled
 from unimed.train.masters import MasterAdamW
@@ -51,13 +51,14 @@ def with_adapter(rank=1):
 
 
 class Products(TorchDispatchMode):
-    """Adds up the operations of matrix products by torch's own formulas; attention is none of them."""
+    """Counts matrix products and adds up their operations by torch's own formulas; attention is none of them."""
 
-    total = 0
+    total = calls = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         made = func(*args, **(kwargs or {}))
         if func._overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm):
+            self.calls += 1
             self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=made)
         return made
 
@@ -155,7 +156,8 @@ def graphs(kind: str) -> list[int]:
     if kind == "experts":
         loop.train_only(made, [name for name, _ in made.named_modules() if name.endswith(".router.linear")])
     counters, found = torch._dynamo.utils.counters, []
-    with attention.packed(made.model.language_model), compiled(made, backend="eager"):
+    language = made.model.language_model
+    with attention.packed(language), joined.joined(language), compiled(made, backend="eager"):
         for number in range(21):
             lengths = (20 + number, 90 - number, *([30] * (number % 4)))
             made(**batch(made.config, 256, *lengths), use_cache=False).loss.backward()

@@ -6,7 +6,7 @@ FILA (Wang et al. 2024, arXiv:2412.08378) takes its five from LLaVA-NeXT: 1 x 2,
 from collections.abc import Sequence
 from fractions import Fraction
 
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 Grid = tuple[int, int]
@@ -38,7 +38,7 @@ def squares(grid: Grid) -> int:
     return 1 + grid[0] * grid[1]
 
 
-def cut(canvas: Float[Tensor, "image channel height width"], grid: Grid) -> Float[Tensor, "tile channel rows columns"]:
+def cut(canvas: Shaped[Tensor, "image channel height width"], grid: Grid) -> Shaped[Tensor, "tile channel rows columns"]:
     """The tiles of canvases or of their feature maps, image by image and in reading order: windows, nothing is resampled."""
     rows, columns = grid
     split = canvas.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))

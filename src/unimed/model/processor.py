@@ -10,12 +10,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from unimed.data.records import REGION
 from unimed.errors import InputError
-from unimed.model.canvas import Grid, choose, cut, squares
+from unimed.model.canvas import NO_TILES, Grid, choose, cut, squares
 from unimed.model.configuration import UniMedConfig
 from unimed.model.letterbox import Letterbox
 
@@ -121,23 +120,23 @@ class UniMedProcessor(ProcessorMixin):
 
         With canvases each picture has several views, the square and then its tiles, and as many empty ones as another has more.
         """
-        depth = 3 + max(len(item.regions) for item in pictures)
-        if not self.canvases:
-            return torch.stack([self._framed(item, depth, (1, 1)) for item in pictures])
-        return pad_sequence([self._views(item, depth) for item in pictures], batch_first=True)
+        grids = [self.grid(item.size) for item in pictures]
+        depth, views = 3 + max(len(item.regions) for item in pictures), max(map(squares, grids))
+        made = torch.zeros(len(pictures), views, depth, self.image_size, self.image_size)
+        for own, item, grid in zip(made, pictures, grids, strict=True):
+            self._show(item, (1, 1), own[:1])
+            if grid != NO_TILES:
+                self._show(item, grid, own[1 : squares(grid)])
+        return made if self.canvases else made[:, 0]
 
-    def _views(self, item: Picture, depth: int) -> Float[Tensor, "view channel size size"]:
-        square, grid = self._framed(item, depth, (1, 1)), self.grid(item.size)
-        return torch.cat([square[None], cut(self._framed(item, depth, grid)[None], grid)])
-
-    def _framed(self, item: Picture, depth: int, grid: Grid) -> Float[Tensor, "channel rows columns"]:
-        """A picture and its regions in a frame of squares."""
+    def _show(self, item: Picture, grid: Grid, views: Float[Tensor, "square channel size size"]) -> None:
+        """Write a picture and its regions, in a frame of squares, into these; written once, as a batch may be gigabytes."""
         box = Letterbox(*item.size, self.image_size, grid)
-        frame = torch.zeros(depth, *box.frame)
-        frame[:3] = torch.from_numpy(box.image(item.image)).permute(2, 0, 1) / 255
+        colours = cut(torch.from_numpy(box.image(item.image)).permute(2, 0, 1)[None], grid)
+        for view, colour in zip(views, colours, strict=True):
+            torch.div(colour, 255, out=view[:3])
         for channel, mask in enumerate(item.regions, 3):
-            frame[channel] = torch.from_numpy(box.mask(mask))
-        return frame
+            views[:, channel] = cut(torch.from_numpy(box.mask(mask))[None, None], grid)[:, 0]
 
     def target(self, mask: Bool[np.ndarray, "height width"]) -> Float[Tensor, "size size"]:
         """A target mask in the model's square frame, as coverage in [0, 1]."""
