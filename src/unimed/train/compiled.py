@@ -26,6 +26,8 @@ def compiled(model: UniMedForConditionalGeneration, backend: str = "inductor") -
     model.model.encoder.to(memory_format=torch.channels_last)
     language = type(model.model.language_model.layers[0])
     with ExitStack() as stack:
+        # Unchecked graphs would be taken for those of another model's layers.
+        stack.callback(torch._dynamo.reset)
         # A square's height and width are equal by chance: a graph that took them for one number would be made anew for a canvas.
         stack.enter_context(shapes.patch(use_duck_shape=False))
         for kind, name in ((language, "forward"), (Router, "packed"), *((kind, "forward") for kind in SEEING)):
