@@ -33,7 +33,10 @@ class Joined(together.Joined):
             base.weight.data = rows
         self.bias = None if bases[0].bias is None else nn.Buffer(torch.cat([base.bias for base in bases]), persistent=False)
         every = [*chain(*adapters)]
-        self.inner, self.outer = nn.ParameterList(part.inner for part in every), nn.ParameterList(part.outer for part in every)
+        # One by one and not as a list, through which a compiler does not see.
+        for number, part in enumerate(every):
+            self.register_parameter(f"inner{number}", part.inner)
+            self.register_parameter(f"outer{number}", part.outer)
         self.gated, self.scalings = [part.gated for part in every], [part.scaling for part in every]
         # How much lies before and behind the rows that each second half adds to.
         starts = [sum(self.sizes[:number]) for number, parts in enumerate(adapters) for _ in parts]
@@ -43,18 +46,24 @@ class Joined(together.Joined):
         """The output of the first; the others' can be had in their places, once."""
         made = linear(input, self.weight, self.bias)
         if self.gated:
-            seconds = (pad(part * by, (0, 0, *around)) for part, by, around in zip(self.outer, self.scalings, self.around, strict=True))
-            made = made + linear(self._between(input), torch.cat([*seconds], 1))
+            seconds = [
+                pad(part * by, (0, 0, *around)) for part, by, around in zip(self._halves("outer"), self.scalings, self.around, strict=True)
+            ]
+            made = made + linear(self._between(input), torch.cat(seconds, 1))
         first, *self.later = made.split(self.sizes, -1)
         return first
 
     def _between(self, input: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch seq ranks"]:
         """What lies between the halves of all adapters, weighed where the layer's gates say so."""
-        inner = linear(input, torch.cat([*self.inner]))
+        halves = self._halves("inner")
+        inner = linear(input, torch.cat(halves))
         if self.gates is None:
             return inner
-        parts = inner.split([len(part) for part in self.inner], -1)
+        parts = inner.split([len(half) for half in halves], -1)
         return torch.cat([part * self.gates.to(part.dtype) if gated else part for part, gated in zip(parts, self.gated, strict=True)], -1)
+
+    def _halves(self, side: str) -> list[Tensor]:
+        return [getattr(self, f"{side}{number}") for number in range(len(self.gated))]
 
 
 def joined(language_model: PreTrainedModel) -> AbstractContextManager[None]:
