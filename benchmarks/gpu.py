@@ -18,11 +18,16 @@ from benchmarks import answers, plain, reinforced
 from benchmarks.shapes import Drawn, DrawnCollator, Endless, build, config, drawn, mixed
 from unimed.config import MaskLoss, Optimisation, RouterLoss
 from unimed.model import adapters, assemble
+from unimed.model.canvas import Grid, squares
+from unimed.model.configuration import UniMedConfig
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.throughput import flops
 from unimed.train import loop, memory
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CANVASES: list[Grid] = [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)]
+"""FILA's."""
+
 WARM = 10 if DEVICE.type == "cuda" else 2
 """Steps before the clock starts: the first compiles, the others fill the memory that batches are read ahead into."""
 
@@ -76,12 +81,20 @@ class Measured:
 
 
 def ours(
-    shape: str, samples: Sequence[Drawn], settings: dict[str, Any], steps: int, experts: int = 0, rank: int = 16, **losses: Any
+    shape: str,
+    samples: Sequence[Drawn],
+    settings: dict[str, Any],
+    steps: int,
+    experts: int = 0,
+    rank: int = 16,
+    canvases: list[Grid] | tuple[()] = (),
+    **losses: Any,
 ) -> Measured:
     """A stage through `loop.fit`: what trains follows from its losses and experts."""
     names = [f"e{number}" for number in range(experts)]
     more = {"experts": names, "expert_ranks": [rank] * experts, "expert_scalings": [2.0] * experts}
-    model = build(config(shape, **(more | {"expert_targets": list(assemble.EXPERT_TARGETS)} if experts else {})), DEVICE)
+    more = more | {"expert_targets": list(assemble.EXPERT_TARGETS)} if experts else {}
+    model = build(config(shape, canvases=canvases, **more), DEVICE)
     loop.train_only(model, _trained(model, settings.pop("trained"), rank))
     chosen = Optimisation(max_steps=100_000, learning_rate=1e-4, **settings)
     torch._dynamo.reset()
@@ -202,10 +215,24 @@ def main(shape: str, row_tokens: int, steps: int, only: Sequence[str], compile: 
     for experts in (2, 4) if one and "stage4" in only else ():
         found = ours(shape, pictures, dict(router), steps, experts=experts, router_loss=shares)
         report(f"4, {experts} experts over one LoRA", "x time a step", found.step / one.step, found, None, None)
+    if "canvases" in only:
+        tiled(shape, rate, steps, settings | {"batch_size": 2, "samples_at_once": 1})
     for level in ("sequence", "token") if "rollout" in only else ():
         rollout(shape, level, load)
     for row in reinforced.rows(shape, load, DEVICE) if "step5" in only else ():
         say(*row)
+
+
+def tiled(shape: str, rate: float, steps: int, settings: dict[str, Any]) -> None:
+    """Rows of stages 1 and 2 whose images lie on FILA's canvases, each as often; a step has two rows, one after the other."""
+    seen = config(shape, canvases=CANVASES)
+    side = seen.vision_config.image_size
+    grids = [CANVASES[number % len(CANVASES)] for number in torch.randperm(4000, generator=torch.Generator().manual_seed(0)).tolist()]
+    lengths = zip(grids, _uniform(seen.tokens_per_view), strict=True)
+    samples = [drawn(1, length, length, size=(rows * side, columns * side)) for (rows, columns), length in lengths]
+    for name, what in (("1, canvases", "align"), ("2, canvases", "lora")):
+        found = ours(shape, samples, settings | {"trained": what}, steps, canvases=CANVASES)
+        report(name, "tokens/s", found.tokens, found, None, _tokens_limit(seen, samples, rate, fused=what == "align"))
 
 
 def rollout(shape: str, level: str, load: answers.Load) -> None:
@@ -229,10 +256,14 @@ def _uniform(patches: int) -> list[int]:
     return torch.randint(patches * 50 // 576 + 2, patches * 400 // 576 + 4, (4000,), generator=draw).tolist()
 
 
-def _tokens_limit(seen: Any, samples: Sequence[Drawn], rate: float) -> float:
-    chosen = samples[:1000]
-    sizes = [sample.images * seen.tokens_per_view + sample.words for sample in chosen]
-    return rate * sum(sizes) / sum(flops(seen, sample.images, size, sample.labelled) for sample, size in zip(chosen, sizes, strict=True))
+def _tokens_limit(seen: UniMedConfig, samples: Sequence[Drawn], rate: float, fused: bool = False) -> float:
+    tokens, operations = 0, 0.0
+    for sample in samples[:1000]:
+        [grid] = seen.grids([(sample.height, sample.width)])
+        views = sample.images * squares(grid)
+        size = views * seen.tokens_per_view + sample.words
+        tokens, operations = tokens + size, operations + flops(seen, views, size, sample.labelled, fused)
+    return rate * tokens / operations
 
 
 if __name__ == "__main__":
@@ -240,7 +271,7 @@ if __name__ == "__main__":
     parser.add_argument("--shape", default="llama-3.1-8b" if DEVICE.type == "cuda" else "tiny")
     parser.add_argument("--row-tokens", type=int, default=8192 if DEVICE.type == "cuda" else 64)
     parser.add_argument("--steps", type=int, default=20 if DEVICE.type == "cuda" else 2)
-    parser.add_argument("--only", default="stage1,stage2,mix,stage3,stage4,rollout,step5")
+    parser.add_argument("--only", default="stage1,stage2,mix,stage3,stage4,canvases,rollout,step5")
     parser.add_argument("--eager", action="store_true", help="compile nothing")
     given = parser.parse_args()
     main(given.shape, given.row_tokens, given.steps, given.only.split(","), DEVICE.type == "cuda" and not given.eager)

@@ -77,9 +77,9 @@ class Drawn(Sample):
     points: bool
 
 
-def drawn(images: int, words: int, labelled: int, points: bool = False) -> Drawn:
-    """A sample of so many images and words, the last `labelled` of them an answer, which may hold a `<SEG>`."""
-    sample = {"sample_id": "drawn", "case": "", "modality": "", "dataset": "", "height": 1, "width": 1, "turns": ()}
+def drawn(images: int, words: int, labelled: int, points: bool = False, size: tuple[int, int] = (1, 1)) -> Drawn:
+    """A sample of so many images of a size and words, the last `labelled` of them an answer, which may hold a `<SEG>`."""
+    sample = {"sample_id": "drawn", "case": "", "modality": "", "dataset": "", "height": size[0], "width": size[1], "turns": ()}
     return Drawn(**sample, shards=Path(), place=Place("", 0, 0), images=images, words=words, labelled=labelled, points=points)
 
 
@@ -111,12 +111,13 @@ class DrawnCollator(Collator):
     def __init__(self, config: UniMedConfig):
         super().__init__(UniMedProcessor.of(config, WORDS))
         self.config, self.rng = config, np.random.default_rng(0)
-        self.pixels = torch.rand(32, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(0))
-        self.target = (self.pixels[:, 0] > 0.5).float()
+        views, side = (1 + max(rows * columns for rows, columns in config.canvases),) if config.canvases else (), config.image_size
+        self.pixels = torch.rand(8 if views else 32, *views, 3, side, side, generator=torch.Generator().manual_seed(0))
+        self.target = (self.pixels.flatten(0, -4)[:, 0] > 0.5).float()
 
     def piece(self, sample: Drawn) -> Piece:
         """The sample as ids: its images, then its words."""
-        images = np.full(sample.images * self.config.tokens_per_view, self.config.image_token_id)
+        images = np.full(sample.images * self.processor.tokens((sample.height, sample.width)), self.config.image_token_id)
         words = self.rng.integers(TAKEN, self.config.text_config.vocab_size, sample.words)
         if sample.points:
             words[-1] = self.config.seg_token_id
@@ -128,5 +129,6 @@ class DrawnCollator(Collator):
     def seen(self, samples: Sequence[Drawn]) -> Batch:
         """As many images as the samples have, and a mask for each `<SEG>`."""
         count, masks = sum(sample.images for sample in samples), sum(sample.points for sample in samples)
-        pixels = {"pixel_values": self.pixels[:count], "image_sizes": torch.ones(count, 2, dtype=torch.long)} if count else {}
+        sizes = [(sample.height, sample.width) for sample in samples for _ in range(sample.images)]
+        pixels = {"pixel_values": self.pixels[:count], "image_sizes": torch.tensor(sizes)} if count else {}
         return pixels | ({"masks": self.target[:masks]} if masks else {})

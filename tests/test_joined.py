@@ -8,8 +8,7 @@ from transformers import LlamaConfig
 
 from unimed.model.assemble import EXPERT_TARGETS
 from unimed.model.experts import Routed, RoutedLinear
-from unimed.model.together import TOGETHER
-from unimed.rl.joined import Joined, joined
+from unimed.rl.joined import TOGETHER, Joined, joined
 
 SIZES = {
     "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -17,20 +16,15 @@ SIZES = {
 }  # fmt: skip
 
 
-def whole(**changes):
-    """A model with every parameter away from zero."""
+def drawn(**changes):
+    """A language model with every parameter away from zero."""
     text = LlamaConfig(**SIZES | {"vocab_size": len(tiny.processor().tokenizer)})
     made = with_stirred_reasoner(tiny.stirred(**tiny.EXPERTS | {"text_config": text} | changes))
     draw = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=draw), alpha=0.1)
-    return made
-
-
-def drawn(**changes):
-    """Its language model."""
-    return whole(**changes).model.language_model
+    return made.model.language_model
 
 
 @torch.no_grad()

@@ -28,6 +28,8 @@ def compiled(model: UniMedForConditionalGeneration, backend: str = "inductor") -
     with ExitStack() as stack:
         # Unchecked graphs would be taken for those of another model's layers.
         stack.callback(torch._dynamo.reset)
+        # Each of four stages of the detail tower has graphs of its own, for one image and for several.
+        stack.enter_context(torch._dynamo.config.patch(recompile_limit=32))
         # A square's height and width are equal by chance: a graph that took them for one number would be made anew for a canvas.
         stack.enter_context(shapes.patch(use_duck_shape=False))
         for kind, name in ((language, "forward"), (Router, "packed"), *((kind, "forward") for kind in SEEING)):

@@ -12,7 +12,6 @@ from unimed.model import attention
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.train import memory
 from unimed.train.compiled import compiled
-from unimed.train.joined import joined
 from unimed.train.masters import MasterAdamW
 
 logger = logging.getLogger("train")
@@ -33,8 +32,6 @@ def prepared(model: UniMedForConditionalGeneration, settings: Optimisation, devi
             stack.enter_context(attention.packed(model.model.language_model))
             room = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
             stack.enter_context(fitting(model, settings, room))
-            if settings.deepspeed is None:  # which may spread weights over processes
-                stack.enter_context(joined(model.to(device).model.language_model))
         if settings.compile:
             stack.enter_context(compiled(model))
         masters = None

@@ -4,6 +4,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+from accelerate.utils import send_to_device
+
 from unimed.train.batch import IGNORED, Batch
 from unimed.train.readable import Item
 
@@ -36,6 +39,11 @@ class InPortions:
 def taken(batch: Batch) -> Sequence[Batch]:
     """The batches that go through the model one after the other."""
     return batch[PORTIONS].batches if PORTIONS in batch else [batch]
+
+
+def placed(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a device, with all that its packing holds; trainers move only what they know, tensors and lists of them."""
+    return send_to_device(batch, device, non_blocking=device.type == "cuda")
 
 
 def counts(batch: Batch, level: str) -> dict[str, int]:

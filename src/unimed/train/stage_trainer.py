@@ -98,7 +98,7 @@ class StageTrainer(Guarded):
         sums = Sums(model.parameters())
         for batch, share in zip(batches, shares, strict=True):
             self.shares = share
-            losses.append(super().gradients(model, batch))
+            losses.append(super().gradients(model, portions.placed(batch, self.args.device)))
             if len(batches) > 1:
                 sums.take()
         sums.give()
