@@ -136,6 +136,26 @@ def test_copies_up_to_the_distance_are_found_and_none_beyond_wherever_the_bits_l
     assert pairs == by_hand and len(by_hand) >= DISTANCE
 
 
+@pytest.mark.parametrize("kinds", [1, 2, 3, 40])
+def test_of_crowds_that_look_alike_all_pairs_of_different_kinds_are_found_and_no_other(kinds, tmp_path):
+    """Eight crowds of images a few bits from one another; most images are of the first kind."""
+    rng = np.random.default_rng(kinds)
+    crowds, kind = rng.integers(0, 8, 160), rng.integers(-kinds, kinds, 160).clip(0)
+    rows = [
+        (f"{one}", "case", near(drawn(100 + int(crowd)), *rng.choice(256, rng.integers(0, 12), replace=False).tolist()))
+        for one, crowd in zip(kind, crowds, strict=True)
+    ]
+    with sql.opened(samples=written(tmp_path, [*rows, ("blank", "case", "")])) as connection:
+        duplicates.find(connection, apart="dataset")
+        pairs = connection.sql("FROM near_duplicates").fetchall()
+    by_hand = {
+        tuple(sorted((str(one), str(other))))
+        for one, other in itertools.combinations(range(len(rows)), 2)
+        if rows[one][0] != rows[other][0] and apart(rows[one][2], rows[other][2]) <= DISTANCE
+    }
+    assert pairs == sorted(by_hand) and (kinds == 1) == (not by_hand)
+
+
 def test_cases_are_tied_over_others_and_slices_of_one_case_are_no_pair(tmp_path):
     a, b = drawn(1), drawn(2)
     chain = [("A", f"{step}", near(a, *range(10 * step))) for step in range(4)]
