@@ -66,22 +66,36 @@ def _named(row: int, said: Sequence[Row]) -> Iterator[dict[str, Any]]:
             yield {"row": row, "turn": number, "role": "region", "mask_id": mask_id}
 
 
+def write_kept(group: Group, classes: Mapping[str, Sequence[str]], orientation: Mapping[str, str], cache: Path | None) -> bool:
+    """Write what `write` would from the cache, and tell whether it has that."""
+    rows = pq.ParquetFile(group.source).read_row_group(group.number)
+    kept = fact_cache.find(cache, _key(rows, _about(rows, classes, orientation)), FACTS)
+    if kept is not None:
+        pq.write_table(kept, group.path, compression="zstd")
+    return kept is not None
+
+
 def write(group: Group, classes: Mapping[str, Sequence[str]], orientation: Mapping[str, str], cache: Path | None) -> int:
-    """Write FACTS of a row group of conversations with the masks they name, see facts.py; gives the number of rows read for it.
+    """Write FACTS of a row group of conversations with the masks they name, see facts.py; gives the number of rows.
 
     `classes` and `orientation` are by data set: names, and "radiological" where the patient's left is on the right, or "image".
     """
     rows = pq.ParquetFile(group.source).read_row_group(group.number)
-    about = {
-        dataset: (sorted(classes.get(dataset, ())), orientation.get(dataset, "")) for dataset in sorted(set(rows["dataset"].to_pylist()))
-    }
-    key = fact_cache.key(fact_cache.digest(rows), (sys.modules[__name__], records, wording), json.dumps(about))
-    kept = fact_cache.find(cache, key, FACTS)
-    found = _measured(rows, about) if kept is None else kept
-    if kept is None:
-        fact_cache.keep(cache, key, found)
+    about = _about(rows, classes, orientation)
+    found = _measured(rows, about)
+    fact_cache.keep(cache, _key(rows, about), found)
     pq.write_table(found, group.path, compression="zstd")
-    return 0 if kept is not None else len(rows)
+    return len(rows)
+
+
+def _about(rows: pa.Table, classes: Mapping[str, Sequence[str]], orientation: Mapping[str, str]) -> dict[str, tuple[list[str], str]]:
+    """Classes and orientation of the data sets that the rows are of."""
+    datasets = sorted(set(rows["dataset"].to_pylist()))
+    return {dataset: (sorted(classes.get(dataset, ())), orientation.get(dataset, "")) for dataset in datasets}
+
+
+def _key(rows: pa.Table, about: Mapping[str, tuple[Sequence[str], str]]) -> str:
+    return fact_cache.key(fact_cache.digest(rows), (sys.modules[__name__], records, wording), json.dumps(about))
 
 
 def _measured(rows: pa.Table, about: Mapping[str, tuple[Sequence[str], str]]) -> pa.Table:

@@ -3,7 +3,7 @@
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +14,7 @@ import duckdb
 
 from unimed.data import conversation_facts, duplicates, fact_cache, image_facts, mask_facts, pool, sql, tables
 from unimed.data.checks import literal
+from unimed.data.mask_facts import Group
 from unimed.data.names import MODALITIES
 from unimed.data.streamed import load
 from unimed.errors import InputError
@@ -26,6 +27,9 @@ KEYS = {"samples": "sample_id", "masks": "mask_id", "conversations": "conversati
 
 ORIENTATIONS = ("radiological", "image")
 _CONVERSATIONS_AT_ONCE = 2**13
+
+_READ_AT_ONCE = 4
+"""Row groups that are looked up at a time: more than that wait for the disk or take memory."""
 
 
 @contextmanager
@@ -61,7 +65,8 @@ def measure_images(subset: Path, shards: Path, folder: Path, for_text: bool = Fa
 def measure_masks(subset: Path, folder: Path) -> int:
     """Write into `folder` what the masks of a subset measure, in parts, and give the number of masks that were unpacked for it."""
     groups = list(mask_facts.groups(subset / "masks.parquet", folder, "masks"))
-    return _all(partial(mask_facts.write, cache=fact_cache.folder()), groups, "tables of masks checked")
+    how = {"cache": fact_cache.folder()}
+    return _all_new(partial(mask_facts.write_kept, **how), partial(mask_facts.write, **how), groups, "tables of masks")
 
 
 @contextmanager
@@ -97,6 +102,13 @@ def _all(function: Any, jobs: list[Any], label: str) -> int:
     return sum(track(pool.ordered(function, jobs, worth=1), len(jobs), label))
 
 
+def _all_new(kept: Callable[[Group], bool], write: Callable[[Group], int], groups: list[Group], label: str) -> int:
+    """The rows that had to be written since none were kept: only for those are processes started, which takes a second."""
+    with ThreadPoolExecutor(_READ_AT_ONCE) as threads:
+        known = list(track(threads.map(kept, groups), len(groups), f"{label} looked up"))
+    return _all(write, [group for group, found in zip(groups, known, strict=True) if not found], f"{label} checked")
+
+
 def _find_duplicates(connection: duckdb.DuckDBPyConnection) -> None:
     """Names that several rows have, with their first row: by hashes first, which take a tenth of the memory of names."""
     for name, source in (("samples", "numbered_samples"), ("masks", "measured_masks"), ("conversations", "numbered_conversations")):
@@ -127,8 +139,10 @@ def _read_conversations(connection: duckdb.DuckDBPyConnection, source: Path, fol
     joined = folder / "joined.parquet"
     connection.execute(f"COPY ({_JOINED}) TO {literal(str(joined))} (FORMAT parquet, ROW_GROUP_SIZE {_CONVERSATIONS_AT_ONCE})")
     classes = connection.sql("SELECT dataset, list(DISTINCT class_name) FROM class_names GROUP BY dataset").fetchall()
-    write = partial(conversation_facts.write, classes=dict(classes), orientation=orientation, cache=fact_cache.folder())
-    _all(write, list(mask_facts.groups(joined, folder, "conversations")), "tables of conversations checked")
+    groups = list(mask_facts.groups(joined, folder, "conversations"))
+    how = {"classes": dict(classes), "orientation": orientation, "cache": fact_cache.folder()}
+    kept, write = partial(conversation_facts.write_kept, **how), partial(conversation_facts.write, **how)
+    _all_new(kept, write, groups, "tables of conversations")
     connection.read_parquet(str(folder / "conversations-*.parquet")).create_view("facts_of_conversations")
 
 
