@@ -195,19 +195,23 @@ FROM named_apart AS said LEFT JOIN measured_images AS found USING (shard, "offse
 CREATE VIEW facts_of_masks AS
 WITH ids AS (
     SELECT dataset, class_id, count(*) AS names_of_class_id FROM class_names GROUP BY ALL
+), usual AS (
+    SELECT class_id, instance, format('--{:04d}_{:03d}', class_id, instance) AS usual
+    FROM (SELECT DISTINCT class_id, instance FROM measured_masks)
 ), named_apart AS (
     SELECT *, substr(mask_id, length(sample_id) + 3) AS ending FROM measured_masks
 )
 SELECT mask.row, mask_id, about.sample_id IS NOT NULL AS sample_exists, unpacks, area_px, components,
     coalesce(about.height = mask.height AND about.width = mask.width, true) AS size_matches, area_px = area AS area_matches,
     area_px / greatest(mask.height::BIGINT * mask.width, 1) AS area_fraction, coalesce(names_of_class_id, 1) AS names_of_class_id,
-    CASE WHEN mask_id = mask.sample_id || format('--{:04d}_{:03d}', mask.class_id, instance) THEN true
+    CASE WHEN mask_id = mask.sample_id || usual THEN true
         WHEN NOT starts_with(mask_id, mask.sample_id || '--') OR NOT regexp_full_match(ending, '[0-9]{4,}_([0-9]{3,}|merged)') THEN false
         ELSE coalesce(try_cast(split_part(ending, '_', 1) AS BIGINT) = mask.class_id, false)
-            AND coalesce(try_cast(replace(split_part(ending, '_', 2), 'merged', '-1') AS BIGINT) = instance, false)
+            AND coalesce(try_cast(replace(split_part(ending, '_', 2), 'merged', '-1') AS BIGINT) = mask.instance, false)
         END AS name_agrees
 FROM named_apart AS mask LEFT JOIN known_samples AS about USING (sample_id)
     LEFT JOIN ids ON ids.dataset = about.dataset AND ids.class_id = mask.class_id
+    LEFT JOIN usual ON usual.class_id = mask.class_id AND usual.instance = mask.instance
 """,
     """
 CREATE VIEW facts_of_classes AS
