@@ -136,6 +136,12 @@ def test_copies_up_to_the_distance_are_found_and_none_beyond_wherever_the_bits_l
     assert pairs == by_hand and len(by_hand) >= DISTANCE
 
 
+@pytest.mark.parametrize("first", range(0, 256 - DISTANCE, 7))
+def test_copies_whose_bits_lie_side_by_side_are_found_too(first, tmp_path):
+    assert found(tmp_path, [("A", "1", drawn(1)), ("A", "2", near(drawn(1), *range(first, first + DISTANCE)))]) == [["1", "2"]]
+    assert found(tmp_path, [("A", "1", drawn(1)), ("A", "2", near(drawn(1), *range(first, first + DISTANCE + 1)))]) == []
+
+
 @pytest.mark.parametrize("kinds", [1, 2, 3, 40])
 def test_of_crowds_that_look_alike_all_pairs_of_different_kinds_are_found_and_no_other(kinds, tmp_path):
     """Eight crowds of images a few bits from one another; most images are of the first kind."""
