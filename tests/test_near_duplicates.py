@@ -136,6 +136,14 @@ def test_copies_up_to_the_distance_are_found_and_none_beyond_wherever_the_bits_l
     assert pairs == by_hand and len(by_hand) >= DISTANCE
 
 
+@pytest.mark.parametrize("band", range(DISTANCE + 1))
+def test_a_copy_that_keeps_one_band_alone_is_found_by_it(band, tmp_path):
+    """One bit is flipped in each of the other bands, the nearest to this one: 256 bits fall into 13 bands of 19 or 20."""
+    firsts = [256 * number // 13 for number in range(14)]
+    flipped = [firsts[other + 1] - 1 if other < band else firsts[other] for other in range(13) if other != band]
+    assert found(tmp_path, [("A", "1", drawn(1)), ("A", "2", near(drawn(1), *(255 - bit for bit in flipped)))]) == [["1", "2"]]
+
+
 @pytest.mark.parametrize("first", range(0, 256 - DISTANCE, 7))
 def test_copies_whose_bits_lie_side_by_side_are_found_too(first, tmp_path):
     assert found(tmp_path, [("A", "1", drawn(1)), ("A", "2", near(drawn(1), *range(first, first + DISTANCE)))]) == [["1", "2"]]
