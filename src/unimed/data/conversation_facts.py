@@ -105,12 +105,11 @@ def write(group: Group, classes: Mapping[str, Sequence[str]], orientation: Mappi
 
 def _about(rows: pa.Table, classes: Mapping[str, Sequence[str]], orientation: Mapping[str, str]) -> dict[str, tuple[list[str], str]]:
     """Classes and orientation of the data sets that the rows are of."""
-    datasets = sorted(set(rows["dataset"].to_pylist()))
-    return {dataset: (sorted(classes.get(dataset, ())), orientation.get(dataset, "")) for dataset in datasets}
+    return {dataset: (sorted(classes.get(dataset, ())), orientation.get(dataset, "")) for dataset in set(rows["dataset"].to_pylist())}
 
 
 def _key(rows: pa.Table, about: Mapping[str, tuple[Sequence[str], str]]) -> str:
-    return fact_cache.key(fact_cache.digest(rows), (sys.modules[__name__], records, wording), json.dumps(about))
+    return fact_cache.key(fact_cache.digest(rows), (sys.modules[__name__], records, wording), json.dumps(about, sort_keys=True))
 
 
 def _measured(rows: pa.Table, about: Mapping[str, tuple[Sequence[str], str]]) -> pa.Table:
@@ -231,8 +230,7 @@ def turns(text: str) -> list[Any]:
 def _is_turn(turn: Any) -> bool:
     return (
         isinstance(turn, dict)
-        and isinstance(turn.get("question"), str)
-        and isinstance(turn.get("answer"), str)
+        and _are_texts([turn.get("question"), turn.get("answer")])
         and _are_texts(turn.get("regions"))
         and isinstance(turn.get("targets"), list)
         and all(map(_are_texts, turn["targets"]))
