@@ -13,7 +13,7 @@ import pytest
 import raw_tree
 from raw_tree import BOUNDS
 
-from unimed.data import contract, conversation_facts, fact_cache, facts, image_facts, masks, tables
+from unimed.data import contract, conversation_facts, fact_cache, facts, image_facts, masks, pool, tables
 from unimed.data.tables import Tables
 from unimed.errors import InputError
 
@@ -93,6 +93,18 @@ def test_a_cache_that_cannot_be_written_costs_time_and_nothing_else(tmp_path, mo
 def test_a_second_validation_measures_nothing(made):
     assert measured(made) == (7, 18)
     assert measured(made) == (0, 0)
+
+
+def test_a_second_validation_starts_no_process(made, monkeypatch):
+    """Starting some takes a second, and all else of a small second validation not more."""
+    path = made / "subsets" / "grounding" / "masks.parquet"
+    pq.write_table(pq.read_table(path), path, row_group_size=1)
+    assert pq.ParquetFile(path).metadata.num_row_groups == 18
+    assert measured(made) == (7, 18)
+    written = [pq.read_table(part) for part in sorted((made / "facts").glob("masks-*.parquet"))]
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", lambda *given: pytest.fail("a process is started"))
+    assert measured(made) == (0, 0)
+    assert [pq.read_table(part) for part in sorted((made / "facts").glob("masks-*.parquet"))] == written and len(written) == 18
 
 
 def test_text_is_looked_for_in_images_that_were_measured_without(made):
@@ -178,7 +190,9 @@ def read(folder: Path, said: dict[str, object], classes: dict[str, list[str]]) -
     """How many conversations had to be read for the facts, and whether their first agrees with the class of its mask."""
     pq.write_table(pa.Table.from_pylist([said]), folder / "joined.parquet")
     group = conversation_facts.Group(folder / "joined.parquet", 0, 0, folder / "facts.parquet")
-    count = conversation_facts.write(group, classes=classes, orientation={}, cache=folder / "cache")
+    (folder / "facts.parquet").unlink(missing_ok=True)
+    how = {"classes": classes, "orientation": {}, "cache": folder / "cache"}
+    count = 0 if conversation_facts.write_kept(group, **how) else conversation_facts.write(group, **how)
     return count, pq.read_table(folder / "facts.parquet")["class_agrees"][0].as_py()
 
 

@@ -136,6 +136,40 @@ def test_copies_up_to_the_distance_are_found_and_none_beyond_wherever_the_bits_l
     assert pairs == by_hand and len(by_hand) >= DISTANCE
 
 
+@pytest.mark.parametrize("band", range(DISTANCE + 1))
+def test_a_copy_that_keeps_one_band_alone_is_found_by_it(band, tmp_path):
+    """One bit is flipped in each of the other bands, the nearest to this one: 256 bits fall into 13 bands of 19 or 20."""
+    firsts = [256 * number // 13 for number in range(14)]
+    flipped = [firsts[other + 1] - 1 if other < band else firsts[other] for other in range(13) if other != band]
+    assert found(tmp_path, [("A", "1", drawn(1)), ("A", "2", near(drawn(1), *(255 - bit for bit in flipped)))]) == [["1", "2"]]
+
+
+@pytest.mark.parametrize("first", range(0, 256 - DISTANCE, 7))
+def test_copies_whose_bits_lie_side_by_side_are_found_too(first, tmp_path):
+    assert found(tmp_path, [("A", "1", drawn(1)), ("A", "2", near(drawn(1), *range(first, first + DISTANCE)))]) == [["1", "2"]]
+    assert found(tmp_path, [("A", "1", drawn(1)), ("A", "2", near(drawn(1), *range(first, first + DISTANCE + 1)))]) == []
+
+
+@pytest.mark.parametrize("kinds", [1, 2, 3, 40])
+def test_of_crowds_that_look_alike_all_pairs_of_different_kinds_are_found_and_no_other(kinds, tmp_path):
+    """Eight crowds of images a few bits from one another; most images are of the first kind."""
+    rng = np.random.default_rng(kinds)
+    crowds, kind = rng.integers(0, 8, 160), rng.integers(-kinds, kinds, 160).clip(0)
+    rows = [
+        (f"{one}", "case", near(drawn(100 + int(crowd)), *rng.choice(256, rng.integers(0, 12), replace=False).tolist()))
+        for one, crowd in zip(kind, crowds, strict=True)
+    ]
+    with sql.opened(samples=written(tmp_path, [*rows, ("blank", "case", "")])) as connection:
+        duplicates.find(connection, apart="dataset")
+        pairs = connection.sql("FROM near_duplicates").fetchall()
+    by_hand = {
+        tuple(sorted((str(one), str(other))))
+        for one, other in itertools.combinations(range(len(rows)), 2)
+        if rows[one][0] != rows[other][0] and apart(rows[one][2], rows[other][2]) <= DISTANCE
+    }
+    assert pairs == sorted(by_hand) and (kinds == 1) == (not by_hand)
+
+
 def test_cases_are_tied_over_others_and_slices_of_one_case_are_no_pair(tmp_path):
     a, b = drawn(1), drawn(2)
     chain = [("A", f"{step}", near(a, *range(10 * step))) for step in range(4)]

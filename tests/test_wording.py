@@ -47,6 +47,14 @@ def test_a_text_that_may_mean_its_mask_does_not_contradict_it(text, shown):
     assert not ABDOMEN.contradict(text, shown)
 
 
+def test_what_is_remembered_of_a_text_is_told_of_no_other_masks_and_no_other_classes():
+    text = "Please segment the spleen in this image."
+    assert [ABDOMEN.contradict(text, shown) for shown in ({"liver"}, {"spleen"}, {"liver"})] == [True, False, True]
+    assert not Classes(["liver"]).contradict(text, {"liver"}), "spleen is no class of theirs"
+    said = ("is this a ct scan?", "yes")
+    assert [wording.modality_contradicts(*said, modality) for modality in ("mr", "ct", "mr")] == [True, False, True]
+
+
 def test_a_class_is_meant_where_it_is_asked_for_and_not_where_it_is_a_place():
     assert ABDOMEN.meant("Segment the spleen near the liver.") == {"spleen"}
     assert ABDOMEN.meant("Segment the area of the aorta.") == {"aorta"}

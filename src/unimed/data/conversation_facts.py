@@ -1,9 +1,11 @@
 """How each row of conversations.parquet fits the other tables and what its words say of the masks it names."""
 
+import gc
 import json
 import string
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,13 +49,26 @@ _KINDS = {int: pa.int64(), bool: pa.bool_(), str: pa.string()}
 FACTS = pa.schema([(name, _KINDS[kind]) for name, kind in ConversationFacts.__annotations__.items()])
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Python looks for no cycles: rows by the thousand have none, and to look through them takes a third of the time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 def write_named(group: Group) -> int:
     """Write NAMED of a row group of conversations.parquet, and give the number of masks named.
 
     A row that cannot be read names nothing.
     """
-    rows = mask_facts.read(group, ["turns"]).to_pylist()
-    named = [name for row in rows for name in _named(row["row"], turns(row["turns"]))]
+    rows = mask_facts.read(group, ["turns"])
+    with _uncollected():
+        named = [name for row in rows.to_pylist() for name in _named(row["row"], turns(row["turns"]))]
     pq.write_table(pa.Table.from_pylist(named, schema=NAMED), group.path)
     return len(named)
 
@@ -66,27 +81,41 @@ def _named(row: int, said: Sequence[Row]) -> Iterator[dict[str, Any]]:
             yield {"row": row, "turn": number, "role": "region", "mask_id": mask_id}
 
 
+def write_kept(group: Group, classes: Mapping[str, Sequence[str]], orientation: Mapping[str, str], cache: Path | None) -> bool:
+    """Write what `write` would from the cache, and tell whether it has that."""
+    rows = pq.ParquetFile(group.source).read_row_group(group.number)
+    kept = fact_cache.find(cache, _key(rows, _about(rows, classes, orientation)), FACTS)
+    if kept is not None:
+        pq.write_table(kept, group.path, compression="zstd")
+    return kept is not None
+
+
 def write(group: Group, classes: Mapping[str, Sequence[str]], orientation: Mapping[str, str], cache: Path | None) -> int:
-    """Write FACTS of a row group of conversations with the masks they name, see facts.py; gives the number of rows read for it.
+    """Write FACTS of a row group of conversations with the masks they name, see facts.py; gives the number of rows.
 
     `classes` and `orientation` are by data set: names, and "radiological" where the patient's left is on the right, or "image".
     """
     rows = pq.ParquetFile(group.source).read_row_group(group.number)
-    about = {
-        dataset: (sorted(classes.get(dataset, ())), orientation.get(dataset, "")) for dataset in sorted(set(rows["dataset"].to_pylist()))
-    }
-    key = fact_cache.key(fact_cache.digest(rows), (sys.modules[__name__], records, wording), json.dumps(about))
-    kept = fact_cache.find(cache, key, FACTS)
-    found = _measured(rows, about) if kept is None else kept
-    if kept is None:
-        fact_cache.keep(cache, key, found)
+    about = _about(rows, classes, orientation)
+    found = _measured(rows, about)
+    fact_cache.keep(cache, _key(rows, about), found)
     pq.write_table(found, group.path, compression="zstd")
-    return 0 if kept is not None else len(rows)
+    return len(rows)
+
+
+def _about(rows: pa.Table, classes: Mapping[str, Sequence[str]], orientation: Mapping[str, str]) -> dict[str, tuple[list[str], str]]:
+    """Classes and orientation of the data sets that the rows are of."""
+    return {dataset: (sorted(classes.get(dataset, ())), orientation.get(dataset, "")) for dataset in set(rows["dataset"].to_pylist())}
+
+
+def _key(rows: pa.Table, about: Mapping[str, tuple[Sequence[str], str]]) -> str:
+    return fact_cache.key(fact_cache.digest(rows), (sys.modules[__name__], records, wording), json.dumps(about, sort_keys=True))
 
 
 def _measured(rows: pa.Table, about: Mapping[str, tuple[Sequence[str], str]]) -> pa.Table:
     known = {dataset: (wording.Classes(names), orientation) for dataset, (names, orientation) in about.items()}
-    found = [facts(row, *known[row["dataset"]]) for row in rows.to_pylist()]
+    with _uncollected():
+        found = [facts(row, *known[row["dataset"]]) for row in rows.to_pylist()]
     return pa.table([pa.array([getattr(one, name) for one in found], FACTS.field(name).type) for name in FACTS.names], schema=FACTS)
 
 
@@ -201,11 +230,15 @@ def turns(text: str) -> list[Any]:
 def _is_turn(turn: Any) -> bool:
     return (
         isinstance(turn, dict)
-        and all(isinstance(turn.get(key), str) for key in ("question", "answer"))
-        and all(isinstance(turn.get(key), list) for key in ("regions", "targets"))
-        and all(isinstance(mask_id, str) for mask_id in turn["regions"])
-        and all(isinstance(target, list) and all(isinstance(mask_id, str) for mask_id in target) for target in turn["targets"])
+        and _are_texts([turn.get("question"), turn.get("answer")])
+        and _are_texts(turn.get("regions"))
+        and isinstance(turn.get("targets"), list)
+        and all(map(_are_texts, turn["targets"]))
     )
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and {str}.issuperset(map(type, values))
 
 
 def is_option(row: Row, answers: list[str]) -> bool:

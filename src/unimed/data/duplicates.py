@@ -1,9 +1,18 @@
-"""Near-duplicates: images of different cases with fingerprints a few bits apart, found by bands in DuckDB, never by comparing all pairs."""
+"""Near-duplicates: images of different cases with fingerprints a few bits apart, found by sorting bands, never by comparing all pairs."""
 
 import logging
+import os
 from collections import defaultdict
-from itertools import pairwise
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import count, pairwise
 from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Int, UInt32, UInt64
 
 from unimed.data.fingerprints import SIDE
 from unimed.data.splits import Case
@@ -20,37 +29,20 @@ MOST = 10_000
 """Images that may share a band: a band that more of them have says nothing, and comparing all of those takes the square of it."""
 
 _BITS, _WORD = SIDE**2, 64
+_BANDS = tuple(pairwise(_BITS * number // (DISTANCE + 1) for number in range(DISTANCE + 2)))
+"""First bit and end of each: of two fingerprints at most DISTANCE bits apart, one of DISTANCE + 1 bands is the same in both."""
 
-_FINGERPRINTS = """
-    CREATE OR REPLACE TEMP TABLE fingerprints AS
-    SELECT sample_id, (row_number() OVER ())::UINTEGER AS image, hash({apart}) AS apart,
-        ('0x' || substr(fingerprint, 1, 16))::UBIGINT AS word0, ('0x' || substr(fingerprint, 17, 16))::UBIGINT AS word1,
-        ('0x' || substr(fingerprint, 33, 16))::UBIGINT AS word2, ('0x' || substr(fingerprint, 49, 16))::UBIGINT AS word3
-    FROM samples WHERE fingerprint != ''
-"""
+_IMAGE = np.uint64(32)
+"""Bits of a sorted key that number the image; the next one says whether it is of the commonest kind, and the band is above."""
 
-_BANDED = "CREATE OR REPLACE TEMP TABLE banded AS SELECT image, apart, {band} AS band, {word} AS word FROM fingerprints"
+_AT_ONCE = 4
+"""Bands that are compared at a time, where there are so many cores: each takes some 30 bytes an image."""
 
-_POPULAR = "CREATE OR REPLACE TEMP TABLE popular AS SELECT band FROM banded GROUP BY band HAVING count(*) > $most"
+_FINGERPRINTS = "SELECT hash({apart}) AS kind, unhex(fingerprint) AS bits FROM samples WHERE fingerprint != ''"
 
-_COMMON = "SELECT apart FROM fingerprints GROUP BY apart ORDER BY count(*) DESC, apart LIMIT 1"
-
-# One of two that are apart is not of what is most common, and fewer are looked up faster.
-# Whatever lies in the rows of this join is copied for hundreds of millions of pairs: numbers only, and of the fingerprint one word,
-# in which all but a few in a million of the others already differ too much.
-_COMPARED = """
-    INSERT INTO maybe SELECT one.image, other.image FROM {one} AS one JOIN (FROM banded WHERE apart != $common) AS other USING (band)
-    WHERE one.apart != other.apart AND (one.image < other.image OR one.apart = $common)
-        AND bit_count(xor(one.word, other.word)) <= $distance
-"""
-
-_ALIKE = f"""
+_NEAR_DUPLICATES = """
     CREATE OR REPLACE TEMP TABLE near_duplicates AS
-    SELECT least(one.sample_id, other.sample_id) AS one, greatest(one.sample_id, other.sample_id) AS other
-    FROM (SELECT DISTINCT one, other FROM maybe) AS pair JOIN fingerprints AS one ON pair.one = one.image
-    JOIN fingerprints AS other ON pair.other = other.image
-    WHERE $distance >= {" + ".join(f"bit_count(xor(one.word{word}, other.word{word}))" for word in range(_BITS // _WORD))}
-    ORDER BY ALL
+    SELECT DISTINCT least(one, other) AS one, greatest(one, other) AS other FROM near_pairs ORDER BY ALL
 """
 
 _PAIRS = """
@@ -59,37 +51,91 @@ _PAIRS = """
 """
 
 
+@dataclass(frozen=True, slots=True)
+class _Images:
+    """Fingerprints in words of 64 bits, and the kind of each image: two of one kind are no pair, however alike they are."""
+
+    words: UInt64[np.ndarray, "words images"]
+    kinds: UInt64[np.ndarray, " images"]
+    common: Bool[np.ndarray, " images"]
+    """Whether an image is of the commonest kind: one of two that are a pair is not, and fewer are looked up faster."""
+
+    @classmethod
+    def of(cls, rows: pa.Table) -> "_Images":
+        """The images of a table of kinds and bytes."""
+        bits = rows["bits"].cast(pa.binary(_BITS // 8)).combine_chunks()
+        words = np.frombuffer(bits.buffers()[1], ">u8").reshape(-1, _BITS // _WORD).T.astype(np.uint64, order="C")
+        kinds = rows["kind"].to_numpy()
+        found, images = np.unique(kinds, return_counts=True)
+        return cls(words, kinds, kinds == found[np.argmax(images)])
+
+    def band(self, first: int, end: int) -> UInt64[np.ndarray, " images"]:
+        """Some bits of each fingerprint as a number, from one word or from two that follow each other."""
+        word, start = divmod(first, _WORD)
+        beyond, mask = start + (end - first) - _WORD, np.uint64(2 ** (end - first) - 1)
+        if beyond <= 0:
+            return (self.words[word] >> np.uint64(-beyond)) & mask
+        return ((self.words[word] << np.uint64(beyond)) | (self.words[word + 1] >> np.uint64(_WORD - beyond))) & mask
+
+    def alike(self, one: UInt32[np.ndarray, " pairs"], other: UInt32[np.ndarray, " pairs"]) -> Bool[np.ndarray, " pairs"]:
+        """Whether two images are of different kinds and at most DISTANCE bits apart."""
+        differ = sum(np.bitwise_count(word[one] ^ word[other]).astype(np.uint16) for word in self.words)
+        return (self.kinds[one] != self.kinds[other]) & (differ <= DISTANCE)
+
+
 def find(connection: "duckdb.DuckDBPyConnection", apart: str) -> None:
-    """Make the table near_duplicates of the view samples: pairs of ids, `one` and `other`, that differ in the columns `apart`.
-
-    Of two fingerprints at most DISTANCE bits apart, one of DISTANCE + 1 bands is the same in both: only those are compared.
-    """
-    connection.execute(_FINGERPRINTS.format(apart=apart))
-    common = connection.execute(_COMMON).fetchone()
-    compared = {"distance": DISTANCE, "common": common[0] if common else 0}
-    connection.execute("CREATE OR REPLACE TEMP TABLE maybe (one UINTEGER, other UINTEGER)")
-    for first, end in pairwise(_BITS * number // (DISTANCE + 1) for number in range(DISTANCE + 2)):
-        far = (first // _WORD + 2) % (_BITS // _WORD)
-        connection.execute(_BANDED.format(band=_band(first, end), word=f"word{far}"))
-        connection.execute(_POPULAR, {"most": MOST})
-        passed_over = len(connection.sql("FROM popular").fetchall())
-        if passed_over:
-            log.warning("near-duplicates: %d parts of fingerprints are those of over %d images and were not compared", passed_over, MOST)
-        one = "(FROM banded ANTI JOIN popular USING (band))" if passed_over else "banded"
-        connection.execute(_COMPARED.format(one=one), compared)
-    connection.execute(_ALIKE, {"distance": DISTANCE})
-    for table in ("fingerprints", "banded", "popular", "maybe"):
-        connection.execute(f"DROP TABLE {table}")
+    """Make the table near_duplicates of the view samples: pairs of ids, `one` and `other`, that differ in the columns `apart`."""
+    rows = connection.sql(_FINGERPRINTS.format(apart=apart)).to_arrow_table()
+    pairs = _pairs(_Images.of(rows)) if len(rows) else np.empty((2, 0), np.uint32)
+    ids = connection.sql(f"SELECT sample_id FROM samples WHERE fingerprint != ''{'' if pairs.size else ' LIMIT 0'}").to_arrow_table()
+    one, other = (ids["sample_id"].take(pa.array(numbers)) for numbers in pairs)
+    connection.register("near_pairs", pa.table({"one": one, "other": other}))
+    connection.execute(_NEAR_DUPLICATES)
+    connection.unregister("near_pairs")
 
 
-def _band(first: int, end: int) -> str:
-    """SQL for some bits of a fingerprint as a number, from one word or from two that follow each other."""
-    word, start = divmod(first, _WORD)
-    length, beyond = end - first, start + (end - first) - _WORD
-    mask = 2**length - 1
-    if beyond <= 0:
-        return f"((word{word} >> {-beyond}) & {mask})::UINTEGER"
-    return f"(((word{word} & {2 ** (length - beyond) - 1}) << {beyond}) | (word{word + 1} >> {_WORD - beyond}))::UINTEGER"
+def _pairs(images: _Images) -> UInt32[np.ndarray, "2 pairs"]:
+    """The numbers of all images that are alike, some of them several times."""
+    with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as threads:
+        found = list(threads.map(partial(_pairs_of_band, images), *zip(*_BANDS, strict=True)))
+    return np.concatenate(found, axis=1)
+
+
+def _pairs_of_band(images: _Images, first: int, end: int) -> UInt32[np.ndarray, "2 pairs"]:
+    """Those that have one band in common: sorted by it they lie side by side, of each band those of the commonest kind last."""
+    keys = images.band(first, end) << (_IMAGE + np.uint64(1)) | images.common.astype(np.uint64) << _IMAGE
+    keys |= np.arange(len(keys), dtype=np.uint64)
+    keys.sort()
+    image, band = keys.astype(np.uint32), (keys >> (_IMAGE + np.uint64(1))).astype(np.uint32)
+    asked = np.flatnonzero((keys >> _IMAGE & np.uint64(1)) == 0)
+    del keys
+    asked = asked[~np.isin(band[asked], _popular(band))]
+    # Of each fingerprint one word at first, in which all but a few in a million of the others already differ too much.
+    word = images.words[(first // _WORD + 2) % len(images.words)][image]
+    found = [np.empty((2, 0), np.uint32)]
+    for one, other in _side_by_side(band, asked):
+        close = np.bitwise_count(word[one] ^ word[other]) <= DISTANCE
+        pair = np.stack([image[one[close]], image[other[close]]])
+        found.append(pair[:, images.alike(*pair)])
+    return np.concatenate(found, axis=1)
+
+
+def _side_by_side(band: UInt32[np.ndarray, " images"], asked: Int[np.ndarray, " asked"]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The places `asked` that have the same band as the next one, then as the next but one, and so on, each with that other."""
+    for step in count(1):
+        asked = asked[: np.searchsorted(asked, len(band) - step)]
+        asked = asked[band[asked] == band[asked + step]]
+        if not len(asked):
+            return
+        yield asked, asked + step
+
+
+def _popular(band: UInt32[np.ndarray, " images"]) -> UInt32[np.ndarray, " popular"]:
+    """The bands, of all in order, that more than MOST images have."""
+    popular = np.unique(band[MOST:][band[MOST:] == band[:-MOST]])
+    if len(popular):
+        log.warning("near-duplicates: %d parts of fingerprints are those of over %d images and were not compared", len(popular), MOST)
+    return popular
 
 
 def groups(connection: "duckdb.DuckDBPyConnection") -> list[list[Case]]:

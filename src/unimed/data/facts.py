@@ -3,7 +3,7 @@
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +14,7 @@ import duckdb
 
 from unimed.data import conversation_facts, duplicates, fact_cache, image_facts, mask_facts, pool, sql, tables
 from unimed.data.checks import literal
+from unimed.data.mask_facts import Group
 from unimed.data.names import MODALITIES
 from unimed.data.streamed import load
 from unimed.errors import InputError
@@ -26,6 +27,9 @@ KEYS = {"samples": "sample_id", "masks": "mask_id", "conversations": "conversati
 
 ORIENTATIONS = ("radiological", "image")
 _CONVERSATIONS_AT_ONCE = 2**13
+
+_READ_AT_ONCE = 4
+"""Row groups that are looked up at a time: more than that wait for the disk or take memory."""
 
 
 @contextmanager
@@ -61,7 +65,8 @@ def measure_images(subset: Path, shards: Path, folder: Path, for_text: bool = Fa
 def measure_masks(subset: Path, folder: Path) -> int:
     """Write into `folder` what the masks of a subset measure, in parts, and give the number of masks that were unpacked for it."""
     groups = list(mask_facts.groups(subset / "masks.parquet", folder, "masks"))
-    return _all(partial(mask_facts.write, cache=fact_cache.folder()), groups, "tables of masks checked")
+    how = {"cache": fact_cache.folder()}
+    return _all_new(partial(mask_facts.write_kept, **how), partial(mask_facts.write, **how), groups, "tables of masks")
 
 
 @contextmanager
@@ -97,6 +102,13 @@ def _all(function: Any, jobs: list[Any], label: str) -> int:
     return sum(track(pool.ordered(function, jobs, worth=1), len(jobs), label))
 
 
+def _all_new(kept: Callable[[Group], bool], write: Callable[[Group], int], groups: list[Group], label: str) -> int:
+    """The rows that had to be written since none were kept: only for those are processes started, which takes a second."""
+    with ThreadPoolExecutor(_READ_AT_ONCE) as threads:
+        known = list(track(threads.map(kept, groups), len(groups), f"{label} looked up"))
+    return _all(write, [group for group, found in zip(groups, known, strict=True) if not found], f"{label} checked")
+
+
 def _find_duplicates(connection: duckdb.DuckDBPyConnection) -> None:
     """Names that several rows have, with their first row: by hashes first, which take a tenth of the memory of names."""
     for name, source in (("samples", "numbered_samples"), ("masks", "measured_masks"), ("conversations", "numbered_conversations")):
@@ -127,8 +139,10 @@ def _read_conversations(connection: duckdb.DuckDBPyConnection, source: Path, fol
     joined = folder / "joined.parquet"
     connection.execute(f"COPY ({_JOINED}) TO {literal(str(joined))} (FORMAT parquet, ROW_GROUP_SIZE {_CONVERSATIONS_AT_ONCE})")
     classes = connection.sql("SELECT dataset, list(DISTINCT class_name) FROM class_names GROUP BY dataset").fetchall()
-    write = partial(conversation_facts.write, classes=dict(classes), orientation=orientation, cache=fact_cache.folder())
-    _all(write, list(mask_facts.groups(joined, folder, "conversations")), "tables of conversations checked")
+    groups = list(mask_facts.groups(joined, folder, "conversations"))
+    how = {"classes": dict(classes), "orientation": orientation, "cache": fact_cache.folder()}
+    kept, write = partial(conversation_facts.write_kept, **how), partial(conversation_facts.write, **how)
+    _all_new(kept, write, groups, "tables of conversations")
     connection.read_parquet(str(folder / "conversations-*.parquet")).create_view("facts_of_conversations")
 
 
@@ -181,19 +195,23 @@ FROM named_apart AS said LEFT JOIN measured_images AS found USING (shard, "offse
 CREATE VIEW facts_of_masks AS
 WITH ids AS (
     SELECT dataset, class_id, count(*) AS names_of_class_id FROM class_names GROUP BY ALL
+), usual AS (
+    SELECT class_id, instance, format('--{:04d}_{:03d}', class_id, instance) AS usual
+    FROM (SELECT DISTINCT class_id, instance FROM measured_masks)
 ), named_apart AS (
     SELECT *, substr(mask_id, length(sample_id) + 3) AS ending FROM measured_masks
 )
 SELECT mask.row, mask_id, about.sample_id IS NOT NULL AS sample_exists, unpacks, area_px, components,
     coalesce(about.height = mask.height AND about.width = mask.width, true) AS size_matches, area_px = area AS area_matches,
     area_px / greatest(mask.height::BIGINT * mask.width, 1) AS area_fraction, coalesce(names_of_class_id, 1) AS names_of_class_id,
-    CASE WHEN mask_id = mask.sample_id || format('--{:04d}_{:03d}', mask.class_id, instance) THEN true
+    CASE WHEN mask_id = mask.sample_id || usual THEN true
         WHEN NOT starts_with(mask_id, mask.sample_id || '--') OR NOT regexp_full_match(ending, '[0-9]{4,}_([0-9]{3,}|merged)') THEN false
         ELSE coalesce(try_cast(split_part(ending, '_', 1) AS BIGINT) = mask.class_id, false)
-            AND coalesce(try_cast(replace(split_part(ending, '_', 2), 'merged', '-1') AS BIGINT) = instance, false)
+            AND coalesce(try_cast(replace(split_part(ending, '_', 2), 'merged', '-1') AS BIGINT) = mask.instance, false)
         END AS name_agrees
 FROM named_apart AS mask LEFT JOIN known_samples AS about USING (sample_id)
     LEFT JOIN ids ON ids.dataset = about.dataset AND ids.class_id = mask.class_id
+    LEFT JOIN usual ON usual.class_id = mask.class_id AND usual.instance = mask.instance
 """,
     """
 CREATE VIEW facts_of_classes AS

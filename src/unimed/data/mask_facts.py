@@ -41,20 +41,29 @@ def read(group: Group, columns: list[str] | None = None) -> pa.Table:
     return rows.combine_chunks().append_column("row", pa.array(numbers, pa.int64()))
 
 
-def write(group: Group, cache: Path | None) -> int:
-    """Write the rows of a row group without their run lengths, with what those measure; gives the number of masks measured for it."""
+def write_kept(group: Group, cache: Path | None) -> bool:
+    """Write what `write` would from the cache, and tell whether it has that; in threads, since hashing lets others run."""
     rows = read(group)
-    name = fact_cache.key(
-        fact_cache.digest(rows.select(["rle", "height", "width"])), (sys.modules[__name__], runs), np.__version__, scipy.__version__
-    )
-    measured = fact_cache.find(cache, name, runs.MEASURES)
-    found = measured is not None and len(measured) == len(rows)
-    if measured is None or not found:
-        rles = pa.concat_arrays([pa.array([], pa.string()), *rows["rle"].chunks])
-        measured = runs.measure(rles, rows["height"].to_numpy(), rows["width"].to_numpy())
-        fact_cache.keep(cache, name, measured)
+    measured = fact_cache.find(cache, _key(rows), runs.MEASURES)
+    if measured is None or len(measured) != len(rows):
+        return False
     pq.write_table(facts(rows, measured), group.path, compression="zstd")
-    return 0 if found else len(rows)
+    return True
+
+
+def write(group: Group, cache: Path | None) -> int:
+    """Measure and write the rows of a row group without their run lengths, with what those measure; gives the number of rows."""
+    rows = read(group)
+    rles = pa.concat_arrays([pa.array([], pa.string()), *rows["rle"].chunks])
+    measured = runs.measure(rles, rows["height"].to_numpy(), rows["width"].to_numpy())
+    fact_cache.keep(cache, _key(rows), measured)
+    pq.write_table(facts(rows, measured), group.path, compression="zstd")
+    return len(rows)
+
+
+def _key(rows: pa.Table) -> str:
+    content = fact_cache.digest(rows.select(["rle", "height", "width"]))
+    return fact_cache.key(content, (sys.modules[__name__], runs), np.__version__, scipy.__version__)
 
 
 def facts(rows: pa.Table, measured: pa.Table) -> pa.Table:

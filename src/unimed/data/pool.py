@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -41,8 +42,11 @@ def batched(function: Callable[[list[Job]], list[Result]], jobs: Iterable[Job], 
     if workers < 2:
         yield from chain.from_iterable(map(function, batches))
         return
-    # Not forked from here: this process has threads, whose locks a fork would copy as they happen to be.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("forkserver"), initializer=_end_with_parent)
+    # Not forked from here: this process has threads, whose locks a fork would copy as they happen to be. What is forked has none yet
+    # but has imported what our jobs need, once for all workers of all pools.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([name for name in sys.modules if name.startswith(f"{__package__}.")])
+    pool = ProcessPoolExecutor(workers, context, initializer=_end_with_parent)
     try:
         waiting: deque[Future[list[Result]]] = deque()
         for batch in batches:

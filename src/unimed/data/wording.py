@@ -9,6 +9,9 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+_TEXTS = 2**14
+"""Texts whose meaning is remembered: most are templates with a class filled in, and come again."""
+
 SIDES = {"left": "right", "right": "left"}
 _TOKEN = re.compile(r"[a-z0-9]+|[^\sa-z0-9_-]")
 
@@ -64,7 +67,7 @@ Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels; it ends before the last two."""
 
 
-@lru_cache(maxsize=2**14)  # a text is asked about its classes, their sides and its own, and questions come again
+@lru_cache(_TEXTS)  # a text is asked about its classes, their sides and its own, and questions come again
 def tokens(text: str) -> tuple[str, ...]:
     """Words in lower case without a plural's s, and every mark between them; hyphens and underscores part words."""
     return tuple(_singular(word) for word in _TOKEN.findall(text.lower()))
@@ -90,6 +93,7 @@ class Classes:
         self._known = frozenset(self.words.values())
         self._longest = max((len(words) for words in self._known), default=0)
         self._first = frozenset(word for words in self._known for word in words)
+        self._contradicts = lru_cache(_TEXTS)(self._judged)
 
     def mentions(self, said: Sequence[str]) -> Iterator[Mention]:
         """The classes that a text names, in order, from its tokens."""
@@ -106,6 +110,9 @@ class Classes:
 
     def contradict(self, text: str, shown: Collection[str]) -> bool:
         """Whether a text names classes, and those that its masks show are others. Never where the text could be meant otherwise."""
+        return self._contradicts(text, frozenset(shown))
+
+    def _judged(self, text: str, shown: frozenset[str]) -> bool:
         said = tokens(text)
         if _TURNING.intersection(said):
             return False
@@ -113,8 +120,8 @@ class Classes:
         meant = {mention.words for mention in found if mention.meant}
         if not meant or not shown:
             return False
-        wrong = [name for name in set(shown) if not self._is_said(name, said, found)]
-        return bool(wrong) and (len(wrong) == len(set(shown)) or len(meant) >= len(set(shown)))
+        wrong = [name for name in shown if not self._is_said(name, said, found)]
+        return bool(wrong) and (len(wrong) == len(shown) or len(meant) >= len(shown))
 
     def _is_said(self, name: str, said: Sequence[str], found: list[Mention]) -> bool:
         """Whether the words of a class occur, but for those that are part of the longer name of another."""
@@ -137,7 +144,7 @@ class Classes:
         return {name for name, words in self.words.items() if words in named}
 
 
-@lru_cache(maxsize=2**14)
+@lru_cache(_TEXTS)
 def words_of(name: str) -> tuple[str, ...]:
     """The words of a class, sorted."""
     return tuple(sorted(tokens(name)))
@@ -150,7 +157,7 @@ def _is_meant(said: Sequence[str], start: int) -> bool:
     return before[-1] == "of" and len(before) > 1 and before[-2] in _WHOLES
 
 
-@lru_cache(maxsize=2**14)
+@lru_cache(_TEXTS)
 def side_of(name: str) -> str:
     """The side in a class's name; empty where it has none or both."""
     found = SIDES.keys() & set(tokens(name))
@@ -166,6 +173,7 @@ def side_said(text: str, name: str) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
+@lru_cache(_TEXTS)
 def modality_contradicts(question: str, answer: str, modality: str) -> bool:
     """Whether question and answer together say that an image is of another modality than it is."""
     asked, answered = question.lower().strip(), answer.lower().strip()
