@@ -25,7 +25,7 @@ from unimed.errors import STOPPED, InputError
 from unimed.model import artifacts, weights
 
 KEPT = 2
-"""The newest checkpoints that stay."""
+"""The newest checkpoints that stay, beside the best."""
 
 EVERY_SECONDS = 600.0
 NUMBERS = "numbers.json"
@@ -49,10 +49,19 @@ class Resumable(Trainer):
     def __init__(self, *args: Any, **kwargs: Any):
         self.noted: dict[str, list[Tensor]] = {}
         """Parts of the loss since the last line of the log, by name."""
+        self.best: dict[str, float] | None = None
+        """The `step` of the best checkpoint so far and its `mean`."""
         super().__init__(*args, **kwargs)
+        self.measured = torch.zeros(2, device=self.args.device)
+        """What was measured since the last checkpoint: the sum, and of how many steps."""
+
+    def measure(self, loss: Tensor) -> None:
+        """Count a step in the mean that the next checkpoint is judged by, unless it is no number. Less is better."""
+        self.measured += torch.stack([loss.detach().nan_to_num(0.0, 0.0, 0.0), loss.isfinite()]).to(self.measured.device)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write what `step-N` of the output folder holds, and remove all but the newest."""
+        """Write what `step-N` of the output folder holds, and remove all but the newest and the best."""
+        self._judge()
         place = Path(self.args.output_dir) / f"step-{self.state.global_step:08d}"
         partial = outputs.beside(place, ".partial")
         outputs.remove(partial)
@@ -63,8 +72,21 @@ class Resumable(Trainer):
         self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
         artifacts.seal(partial, {})
         outputs.place(partial, place)
+        best = self.best and place.with_name(f"step-{self.best['step']:08d}")
         for old in sorted(place.parent.glob("step-????????"))[:-KEPT]:
-            outputs.remove(old)
+            if old != best:
+                outputs.remove(old)
+
+    def _judge(self) -> None:
+        """Call the checkpoint about to be written the best if its mean is the least so far.
+
+        The mean is of the training loss in the steps since the checkpoint before it; in stage 5, of minus the reward. Nothing else is known
+        of a model while it trains, and no run goes on or ends with the best because it is: it is there for people.
+        """
+        total, count = self.measured.tolist()
+        self.measured.zero_()
+        if count and (self.best is None or total / count < self.best["mean"]):
+            self.best = {"step": self.state.global_step, "mean": total / count}
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that a resumed run needs, as tensors by name and as JSON."""
@@ -75,7 +97,8 @@ class Resumable(Trainer):
         copies = {f"masters/{number:06d}": value for number, value in enumerate(optimizer.get("masters", ()))}
         summed = {"log/loss": self._tr_loss, **{f"log/{name}": torch.stack(values) for name, values in self.noted.items()}}
         numbers = {"groups": optimizer["param_groups"], "schedule": self.lr_scheduler.state_dict(), "random": drawn}
-        return {**trained, **moments, **copies, **generators, **summed}, {**numbers, "logged_at": self._globalstep_last_logged}
+        numbers |= {"logged_at": self._globalstep_last_logged, "best": self.best}
+        return {**trained, **moments, **copies, **generators, **summed}, numbers
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Give what trains the values of a checkpoint."""
@@ -103,7 +126,7 @@ class Resumable(Trainer):
         set_random_state(_tensors(checkpoint, "random/"), numbers["random"])
         self._tr_loss = summed.pop("loss").to(self.args.device)
         self.noted = {name: list(values.to(self.args.device)) for name, values in summed.items()}
-        self._globalstep_last_logged = numbers["logged_at"]
+        self._globalstep_last_logged, self.best = numbers["logged_at"], numbers["best"]
 
 
 def _tensors(checkpoint: str, prefix: str) -> dict[str, Tensor]:
