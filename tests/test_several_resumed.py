@@ -89,6 +89,7 @@ def test_two_processes_killed_then_told_to_stop_go_on_to_the_bits_of_two_left_al
     assert f"exitcode  : {STOPPED}" in stopped.stderr
     assert [(one / f"{rank}.code").read_text() for rank in (0, 1)] == [str(STOPPED)] * 2
     assert 5 <= reached(one) < 8
+    best = resuming.numbers_of(str(resuming.newest(one / "runs/tiny-key/checkpoints/1")))["best"]
     for folder in (one, other):
         done = run(folder)
         assert done.returncode == 0, done.stderr[-4000:]
@@ -99,6 +100,8 @@ def test_two_processes_killed_then_told_to_stop_go_on_to_the_bits_of_two_left_al
             torch.testing.assert_close(left[rank], right[rank], atol=0, rtol=0)
         # The first process's alone is told to anybody.
         assert (one / f"{stage}-0.json").read_text() == (other / f"{stage}-0.json").read_text()
+    least = min(json.loads((one / "0-0.json").read_text()), key=lambda entry: entry["loss"])
+    assert best == {"step": least["step"], "mean": pytest.approx(least["loss"])}, "the mean over both"
 
 
 def checkpoint(folder: Path, processes: int) -> Path:
