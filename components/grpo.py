@@ -10,7 +10,7 @@ from unimed.model import adapters, artifacts, assemble
 from unimed.rewarding import Grpo
 from unimed.rl import trainer
 from unimed.step import Input, Output
-from unimed.train import loop
+from unimed.train import loop, zero
 
 
 def run(
@@ -18,6 +18,7 @@ def run(
     grounding_expert: Input, router: Input, reasoner: Output, seed: int, grpo: Grpo,
 ) -> None:  # fmt: skip
     """Train the reasoner on problems with options and, so that the experts' tasks are kept, on questions and prompts for masks."""
+    zero.refuse(grpo.deepspeed, grpo.cold_start.deepspeed)
     experts = {"vqa": vqa_expert, "grounding": grounding_expert}
     problems = samples.read(reasoning, shards, split="train", seed=seed)
     questions = samples.read(vqa, shards, split="train", seed=seed)

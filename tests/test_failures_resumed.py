@@ -6,7 +6,8 @@ import signal
 import pytest
 from failing import cut_short, fit, model, refuse_more_than, sample
 from safetensors.torch import save_file
-from test_resume import finished, reached, start
+from striking import reached
+from test_resume import finished, start
 
 pytestmark = pytest.mark.slow
 EVERYTHING = {"not_finite": "skip", "unreadable": "skip", "out_of_memory": "halve", "most_skipped": 20}

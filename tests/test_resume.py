@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import raw_tree
 import torch
 from places import stages
 from problems import OPTIMISATION, SETTINGS, settings
+from striking import reached, strike
 
 from components import align, grounding_expert, grpo, moe_router, vqa_expert
 from unimed import job
@@ -23,7 +23,7 @@ from unimed.config import GroundingTraining, LoraTraining, MoeRouter, Optimisati
 from unimed.errors import STOPPED
 from unimed.model import artifacts
 from unimed.rewarding import Grpo
-from unimed.train import resuming
+from unimed.train import generators, resuming
 
 NUMBERS = OPTIMISATION | {"batch_size": 2, "max_steps": 6}
 LORA = NUMBERS | {"rank": 2, "scaling": 2.0, "turns": 2}
@@ -76,14 +76,6 @@ def start(stage: str, run: Run, folder: Path, every: float = 0.0, struck: tuple[
     child = multiprocessing.get_context("fork").Process(target=work)
     child.start()
     return child
-
-
-def strike(folder: Path, step: int, delay: float, number: int) -> None:
-    """Send this process a signal, from within: however busy the machine is, it comes near that moment of the work."""
-    while reached(folder) < step:
-        time.sleep(0.001)
-    time.sleep(delay)
-    os.kill(os.getpid(), number)
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -144,13 +136,8 @@ def test_each_training_of_a_job_has_a_place_of_its_own_and_the_same_one_again_wh
 
 
 def test_generators_go_on_as_if_nothing_had_happened():
-    tensors, numbers = resuming.random_state()
+    tensors, numbers = generators.state()
     numbers = json.loads(json.dumps(numbers))
     first = random.random(), np.random.normal(), torch.rand(3).tolist()
-    resuming.set_random_state(tensors, numbers)
+    generators.restore(tensors, numbers)
     assert (random.random(), np.random.normal(), torch.rand(3).tolist()) == first
-
-
-def reached(folder: Path) -> int:
-    """The newest checkpoint's step, of whichever training of the stage; 0 before the first."""
-    return max((int(place.name.removeprefix("step-")) for place in folder.glob("runs/*/checkpoints/*/step-????????")), default=0)

@@ -89,8 +89,13 @@ class Policy(Guarded, GRPOTrainer):
         return [sample.sample_id for sample in self.train_dataset[first : first + count]["sample"]]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log without the rewards that applied to nothing since the last time, and without what is no number."""
+        """Log without the rewards that applied to nothing since the last time, and without what is no number.
+
+        The mean reward of a rollout is what the next checkpoint is judged by.
+        """
         metrics = self._metrics["train"]
+        for reward in metrics.get("reward", ()):
+            self.measure(torch.tensor(-reward))
         for name in [name for name, values in metrics.items() if not any(map(math.isfinite, values))]:
             del metrics[name]
         super().log(logs, *args, **kwargs)

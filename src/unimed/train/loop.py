@@ -12,7 +12,7 @@ from unimed.config import MaskLoss, Optimisation, RouterLoss
 from unimed.errors import InputError
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.sections import Failures
-from unimed.train import fast_path, resuming
+from unimed.train import fast_path, resuming, zero
 from unimed.train.batch import Collator
 from unimed.train.draws import Draws, Epochs
 from unimed.train.portions import InPortions
@@ -69,6 +69,7 @@ def fit(
         trainer.tally = Tally(settings.failures)
         resuming.train(trainer, label)
         trainer.arrive()
+        zero.gather(trainer)
     model.eval()
     return [{name: float(value) for name, value in entry.items()} for entry in trainer.state.log_history if LOGGED in entry]
 

@@ -70,6 +70,7 @@ class StageTrainer(Guarded):
         if loss is None:  # out of the handler, which holds on to all that the pass had made
             loss = self._in_halves(model, self._items(self.state.global_step))
         self.note(self.parts)
+        self.measure(loss)
         return loss
 
     def _in_halves(self, model: nn.Module, items: Sequence[Item]) -> Tensor:

@@ -1,0 +1,37 @@
+"""What the processes of a run tell each other, from CPU to CPU: no step waits for a GPU because of it."""
+
+import torch
+from torch import distributed
+
+
+class Together:
+    """The processes that torchrun started, or this one alone. Each must call what the others call, in the same order."""
+
+    def __init__(self) -> None:
+        several = distributed.is_initialized() and distributed.get_world_size() > 1
+        self.group = distributed.new_group(backend="gloo") if several else None
+        self.count = distributed.get_world_size() if several else 1
+        self.rank = distributed.get_rank() if several else 0
+
+    def greatest(self, *numbers: int) -> list[int]:
+        """Of each number the greatest that any process says."""
+        said = torch.tensor(numbers)
+        if self.group is not None:
+            distributed.all_reduce(said, distributed.ReduceOp.MAX, self.group)
+        return said.tolist()
+
+    def gathered(self, content: bytes) -> list[bytes]:
+        """What every process says, by rank."""
+        if self.group is None:
+            return [content]
+        [longest] = self.greatest(len(content))
+        own = torch.frombuffer(bytearray(len(content).to_bytes(8) + content.ljust(longest)), dtype=torch.uint8)
+        found = [torch.empty_like(own) for _ in range(self.count)]
+        distributed.all_gather(found, own, self.group)
+        said = [each.numpy().tobytes() for each in found]
+        return [each[8 : 8 + int.from_bytes(each[:8])] for each in said]
+
+    def wait(self) -> None:
+        """Return when all processes have come here."""
+        if self.group is not None:
+            distributed.barrier(self.group)
