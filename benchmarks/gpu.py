@@ -1,159 +1,26 @@
 """Speed and memory of stages 1 to 4 and of stage 5's rollout and step at full size on random weights, beside baselines in one process.
 
-python -m benchmarks.gpu [--shape llama-7b] [--row-tokens 8192] [--steps 20] [--only stage1,stage2,mix,stage3,stage4,rollout,step5]
+python -m benchmarks.gpu [--shape llama-7b] [--row-tokens 8192] [--steps 20] [--only stage1,stage2,mix,stage3,stage4,canvases,rollout,step5]
 """
 
 import argparse
-import gc
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch._dynamo.utils import counters
 
 from benchmarks import answers, plain, reinforced
-from benchmarks.shapes import Drawn, DrawnCollator, Endless, build, config, drawn, mixed
-from unimed.config import MaskLoss, Optimisation, RouterLoss
-from unimed.model import adapters, assemble
+from benchmarks.shapes import Drawn, config, drawn, mixed
+from benchmarks.timed import DEVICE, Measured, clear, matmul_rate, ours, wait
+from unimed.config import MaskLoss, RouterLoss
 from unimed.model.canvas import Grid, squares
 from unimed.model.configuration import UniMedConfig
-from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.throughput import flops
-from unimed.train import loop, memory
+from unimed.train import memory
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CANVASES: list[Grid] = [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)]
 """FILA's."""
-
-WARM = 10 if DEVICE.type == "cuda" else 2
-"""Steps before the clock starts: the first compiles, the others fill the memory that batches are read ahead into."""
-
-
-class Enough(Exception):  # noqa: N818
-    """All steps were seen."""
-
-
-@dataclass
-class Clock:
-    """Notes when every pass begins, what it reads, and stops the run after as many as asked."""
-
-    steps: int
-    began: float = field(default_factory=time.perf_counter)
-    ticks: list[Any] = field(default_factory=list)
-    samples: int = 0
-    tokens: int = 0
-    warm: float = 0.0
-    graphs: int = 0
-
-    def tick(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """A pass begins."""
-        if len(self.ticks) == WARM:
-            _wait()
-            self.warm, self.graphs = time.perf_counter() - self.began, counters["stats"]["unique_graphs"]
-        if len(self.ticks) >= WARM + self.steps:
-            self.ticks.append(_now())
-            raise Enough
-        if len(self.ticks) >= WARM:
-            self.samples, self.tokens = self.samples + kwargs["packing"].samples, self.tokens + kwargs["packing"].tokens
-        self.ticks.append(_now())
-
-    def seconds(self) -> float:
-        """Time of the steps after the warm ones."""
-        _wait()
-        first, last = self.ticks[WARM], self.ticks[-1]
-        return first.elapsed_time(last) / 1000 if DEVICE.type == "cuda" else last - first
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a run of our own loop did."""
-
-    step: float
-    samples: float
-    tokens: float
-    warm: float
-    recompiles: int
-    peak: float
-    expected: float
-
-
-def ours(
-    shape: str,
-    samples: Sequence[Drawn],
-    settings: dict[str, Any],
-    steps: int,
-    experts: int = 0,
-    rank: int = 16,
-    canvases: list[Grid] | tuple[()] = (),
-    **losses: Any,
-) -> Measured:
-    """A stage through `loop.fit`: what trains follows from its losses and experts."""
-    names = [f"e{number}" for number in range(experts)]
-    more = {"experts": names, "expert_ranks": [rank] * experts, "expert_scalings": [2.0] * experts}
-    more = more | {"expert_targets": list(assemble.EXPERT_TARGETS)} if experts else {}
-    model = build(config(shape, canvases=canvases, **more), DEVICE)
-    loop.train_only(model, _trained(model, settings.pop("trained"), rank))
-    chosen = Optimisation(max_steps=100_000, learning_rate=1e-4, **settings)
-    torch._dynamo.reset()
-    _clear()
-    expected = memory.estimate(model, chosen).total / memory.GIB
-    clock = Clock(steps)
-    handle = model.register_forward_pre_hook(clock.tick, with_kwargs=True)
-    try:
-        loop.fit(model, Endless(samples), DrawnCollator(model.config), chosen, 0, "benchmark", **losses)
-    except Enough:
-        handle.remove()
-    seconds, peak = clock.seconds(), torch.cuda.max_memory_allocated() / memory.GIB if DEVICE.type == "cuda" else 0.0
-    step = seconds / steps
-    recompiles = counters["stats"]["unique_graphs"] - clock.graphs
-    warm = clock.warm - WARM * step
-    return Measured(step, clock.samples / seconds, clock.tokens / seconds, warm, recompiles, peak, expected)
-
-
-def _trained(model: UniMedForConditionalGeneration, what: str, rank: int) -> list[str]:
-    """The names of what a stage trains, its adapter added."""
-    if what == "align":
-        return assemble.ALIGNED
-    if what == "router":
-        return [name for name, _ in model.named_modules() if name.endswith(".router.linear")]
-    added = adapters.add(model.model.language_model, "expert", rank, 2.0, assemble.EXPERT_TARGETS)
-    return [f"model.language_model.{name}" for name in added] + (assemble.GROUNDING if what == "grounding" else [])
-
-
-def matmul_rate(size: int) -> float:
-    """Operations a second of a large product in the dtype that trains."""
-    a, b = (torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
-    for _ in range(3):
-        a @ b
-    _wait()
-    start = time.perf_counter()
-    for _ in range(20):
-        a @ b
-    _wait()
-    return 20 * 2 * size**3 / (time.perf_counter() - start)
-
-
-def _now() -> Any:
-    if DEVICE.type == "cpu":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def _wait() -> None:
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def _clear() -> None:
-    gc.collect()
-    if DEVICE.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
 
 
 def say(*cells: object) -> None:
@@ -190,19 +57,19 @@ def main(shape: str, row_tokens: int, steps: int, only: Sequence[str], compile: 
     masks, shares = MaskLoss(pixel_weight=1.0, dice_weight=1.0), RouterLoss(balance_weight=0.1, z_weight=0.01)
     if "stage1" in only:
         base = plain.alignment(seen, captions, max(4, steps // 2), DEVICE)
-        _clear()
+        clear()
         found = ours(shape, [captions], align, steps)
         limit = rate / flops(seen, 1, patches + captions.words, captions.labelled, fused=True)
         report("1, encoders", "samples/s", found.samples, found, base, limit)
     if "stage2" in only:
         base = plain.adapters(seen, words, max(4, steps // 2), DEVICE)
-        _clear()
+        clear()
         found = ours(shape, words, dict(lora), steps)
         report("2, words alone", "tokens/s", found.tokens, found, base, _tokens_limit(seen, words, rate))
     if "mix" in only:
         mix = [drawn(0, length, length) for length in mixed(patches, 4000) if length <= row_tokens]
         base = plain.adapters(seen, mix, max(4, steps // 2), DEVICE)
-        _clear()
+        clear()
         found = ours(shape, mix, dict(lora), steps)
         report("2, mixed lengths", "tokens/s", found.tokens, found, base, _tokens_limit(seen, mix, rate))
     one = ours(shape, pictures, dict(lora), steps) if {"stage3", "stage4"} & set(only) else None
@@ -238,11 +105,11 @@ def tiled(shape: str, rate: float, steps: int, settings: dict[str, Any]) -> None
 def rollout(shape: str, level: str, load: answers.Load) -> None:
     """A row of stage 5: useful tokens a second, prompts read included."""
     model = answers.policy(shape, level, DEVICE)
-    rate = answers.memory_rate(DEVICE, 2**31 if DEVICE.type == "cuda" else 2**20, _wait)
-    base = load.tokens / answers.plain(model, load, _wait)
+    rate = answers.memory_rate(DEVICE, 2**31 if DEVICE.type == "cuda" else 2**20, wait)
+    base = load.tokens / answers.plain(model, load, wait)
     torch._dynamo.reset()
-    _clear()
-    found, expected = answers.together(model, load, _wait), answers.expected(model, load) / memory.GIB
+    clear()
+    found, expected = answers.together(model, load, wait), answers.expected(model, load) / memory.GIB
     value, peak = load.tokens / found.second, torch.cuda.max_memory_allocated() / memory.GIB if DEVICE.type == "cuda" else 0.0
     told = Measured(found.second / load.new, 0.0, value, found.first - found.second, found.graphs, peak, expected)
     limit, steps = answers.limit(model, load, rate), (load.tokens - load.prompts * load.siblings) / (found.second - found.reading)

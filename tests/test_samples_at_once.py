@@ -17,6 +17,7 @@ from unimed.origins import StandIn
 from unimed.train import loop, portions
 from unimed.train.batch import IGNORED, Collator
 from unimed.train.portions import InPortions
+from unimed.train.rows import RowCollator
 
 MASKS = MaskLoss(pixel_weight=2.0, dice_weight=0.5)
 POINTING = ("grounding.text_hidden_fcs", "lm_head")
@@ -216,3 +217,12 @@ def test_what_cannot_go_in_portions_is_refused(made, sentence):
 
 def test_a_cold_start_may_go_in_portions():
     assert settings(cold_start=SETTINGS | {"samples_at_once": 2}).cold_start.samples_at_once == 2
+
+
+def test_a_portion_goes_to_the_device_with_all_that_its_packing_holds(tmp_path):
+    collator = Collator(tiny.processor())
+    batch = RowCollator(collator, 400)([[collator.piece(sample(tmp_path, seed)) for seed in (1, 2)]])
+    moved = portions.placed(batch, torch.device("meta"))
+    assert all(moved[name].is_meta for name in ("input_ids", "position_ids", "pixel_values", "masks"))
+    kept = {name for name, value in vars(moved["packing"]).items() if isinstance(value, torch.Tensor) and not value.is_meta}
+    assert kept == {"extent"}

@@ -42,7 +42,8 @@ class Views:
     @property
     def marked(self) -> tuple[Int[Tensor, " region"], Int[Tensor, " region"]]:
         """Image and channel of each region, image by image; the GPU is waited for."""
-        return self.pixels[:, :, 3:].transpose(1, 2).flatten(2).any(-1).nonzero(as_tuple=True)
+        image, channel = self.pixels[:, :, 3:].transpose(1, 2).flatten(2).any(-1).nonzero(as_tuple=True)
+        return image, channel
 
     def regions(
         self, features: Float[Tensor, "view token width"], image: Int[Tensor, " region"], channel: Int[Tensor, " region"]

@@ -43,7 +43,7 @@ def taken(batch: Batch) -> Sequence[Batch]:
 
 def placed(batch: Batch, device: torch.device) -> Batch:
     """The batch on a device, with all that its packing holds; trainers move only what they know, tensors and lists of them."""
-    return send_to_device(batch, device, non_blocking=device.type == "cuda")
+    return {name: send_to_device(value, device, non_blocking=device.type == "cuda") for name, value in batch.items()}
 
 
 def counts(batch: Batch, level: str) -> dict[str, int]:
