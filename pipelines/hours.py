@@ -149,7 +149,7 @@ def table(found: list[Line], sizes: str, price: float | None) -> str:
 def _row(name: str, steps: str, limit: Span, expected: Span | None, price: float | None) -> str:
     cost = "" if price is None else _span(expected or limit, price)
     least = "at least " if price is not None and not expected else ""
-    return f"{name:20}{steps:>8}  {_span(limit):16}{_span(expected) if expected else 'never measured':18}{least}{cost}".rstrip()
+    return f"{name:20}{steps:>8}  {_span(limit):16}{_span(expected) if expected else 'no estimate':18}{least}{cost}".rstrip()
 
 
 def _span(seconds: Span, factor: float = 1.0) -> str:
@@ -166,5 +166,5 @@ def _grounds(found: list[Line], sizes: str) -> Iterator[str]:
     if other := [line.name for line in found if line.expected and not line.as_measured]:
         yield "Measured were packed rows in bfloat16 with compiled layers; set otherwise, which is slower and was never measured, are"
         yield f"{'; '.join(other)}."
-    yield "Rewards were never measured on a GPU: at least the weights are read for each word of answers of full length, and learnt from."
-    yield "That is a bound and no estimate, and the sum as measured lacks it. foundation and evaluate are not counted."
+    yield "Of rewards there is a bound alone: weights are read for each word of answers of full length, and learnt from; a step of them is in"
+    yield "docs/performance.md. The sum as measured lacks them. foundation and evaluate are not counted."

@@ -102,14 +102,14 @@ def test_a_table_sums_up_and_costs_only_what_has_a_price():
     assert [line.split() for line in free] == [
         ["GPU", "hours", "steps", "at", "least", "as", "measured"],
         ["one", "1,000", "1-2", "10-20"],
-        ["two", "5", "0.5", "never", "measured"],
+        ["two", "5", "0.5", "no", "estimate"],
         ["together", "1.5-2.5", "10-20"],
     ]
     assert [line.split()[-1] for line in paid] == ["hour", "25-50", "1.2", "25-50"]
     assert paid[2].endswith("at least 1.2")
     said = hours.table(found, "made up", None)
     assert "cost" not in said
-    assert "Rewards were never measured on a GPU" in said
+    assert "Of rewards there is a bound alone" in said
     assert "set otherwise" not in said
 
 
@@ -120,8 +120,8 @@ def test_the_full_size_is_told_without_checkpoints_and_with_them(tmp_path, monke
     by_name = {line.name: line for line in found}
     assert list(by_name) == [*MEASURED, "without_detail", "grpo, cold start", "grpo, rewards"]
     assert by_name["without_detail"].limit[0] == by_name["align"].limit[0] + by_name["vqa_expert"].limit[0]
-    # 256 x 4,000 samples of 1,928 tokens: 4 x 6.98e9 weights each are 5.4e13 operations of the 6.2e13 of a sample.
-    assert 5.4e13 < by_name["align"].limit[0] * RATE / 1_024_000 < 6.6e13
+    # 80 x 4,000 rows of 8,192 tokens: 4 x 6.98e9 weights a token are 2.8e10 operations of the 3.2e10 that attention and images make of it.
+    assert 2.8e10 < by_name["align"].limit[0] * RATE / (320_000 * 8192) < 3.4e10
     for name, shape in {"llama": {"model_type": "llama"} | throughput.LANGUAGE["llama-7b"], "clip": throughput.VISION}.items():
         (tmp_path / "data/foundation" / name).mkdir(parents=True)
         kind = LlamaConfig if name == "llama" else CLIPVisionConfig

@@ -2,6 +2,10 @@
 
 import dataclasses
 import math
+import os
+import resource
+import tempfile
+from pathlib import Path
 
 import pytest
 import tiny
@@ -10,6 +14,7 @@ from accelerate.utils import send_to_device
 from failing import PACKED, cut_short, fit, model, refuse_more_than, same, sample, steps_watched
 from problems import settings
 from pydantic import ValidationError
+from test_fast_path import apart
 from test_loop import SETTINGS, several
 
 from unimed.config import MaskLoss, Optimisation, RouterLoss
@@ -217,6 +222,22 @@ def test_what_cannot_go_in_portions_is_refused(made, sentence):
 
 def test_a_cold_start_may_go_in_portions():
     assert settings(cold_start=SETTINGS | {"samples_at_once": 2}).cold_start.samples_at_once == 2
+
+
+def losses_with_few_files(rows: str) -> list[float]:
+    """The losses of a step of many portions that a worker reads, where a process may hold few files open at first."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    with tempfile.TemporaryDirectory() as aside:
+        os.chdir(aside)
+        samples = [sample(Path(aside), seed) for seed in range(4)]
+        log = fit(model(), samples, batch_size=int(rows), samples_at_once=1, workers=1, max_steps=1, row_tokens=130)
+    return [line["loss"] for line in log]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_batch_of_many_portions_comes_from_a_worker_whatever_files_a_shell_allows():
+    assert all(map(math.isfinite, apart("test_samples_at_once", "losses_with_few_files", "24")))
 
 
 def test_a_portion_goes_to_the_device_with_all_that_its_packing_holds(tmp_path):

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from unimed import environment
+from unimed import params as sections
 from unimed.errors import InputError
 
 BUILT = Path("build/uni-medvlm.yaml")
@@ -62,12 +63,13 @@ def plan(
         float | None, typer.Option(min=0, help="What a GPU costs an hour, in any currency; costs are told only with it.")
     ] = None,
 ) -> None:
-    """Print which stages would run, and why, and how many GPU hours training takes at full size; no data are touched."""
-    due = _pipelines("due")
-    made = _pipelines("plan").gather(Path(), _text(params))
-    typer.echo(due.table(due.judge(made, Path())))
-    if "foundation" in made.params and (found := _pipelines("hours").lines(made.params)):
-        typer.echo(f"\n{_pipelines('hours').table(*found, gpu_hour)}")
+    """Print how many GPU hours training takes at full size, then which stages would run, and why; no data are touched."""
+    due, text = _pipelines("due"), _text(params)
+    numbers = sections.load(text)
+    # First, since they need no data, and the rest asks for some.
+    if "foundation" in numbers and (found := _pipelines("hours").lines(numbers)):
+        typer.echo(f"{_pipelines('hours').table(*found, gpu_hour)}\n")
+    typer.echo(due.table(due.judge(_pipelines("plan").gather(Path(), text), Path())))
 
 
 def adopt(

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 
 DEFAULTS = {
     "AWS_EC2_METADATA_DISABLED": "true",
@@ -29,6 +30,15 @@ def settle() -> None:
     """Set the defaults above where the user has set nothing."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+
+
+def allow_open_files() -> None:
+    """Let this process hold as many files open as its system allows: a batch that a worker has read is one for each of its tensors.
+
+    Shells commonly allow 1,024, where a batch in eighty portions has more; its loader would wait for ever.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def start_logging() -> None:

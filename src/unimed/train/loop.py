@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PrinterCallback, TrainingArguments
 
+from unimed import environment
 from unimed.config import MaskLoss, Optimisation, RouterLoss
 from unimed.errors import InputError
 from unimed.model.unimed import UniMedForConditionalGeneration
@@ -88,6 +89,8 @@ def per_process(settings: Optimisation) -> int:
 def arguments(settings: Optimisation, seed: int) -> TrainingArguments:
     """The trainer's arguments: AdamW without decay, linear warm-up, cosine to zero, gradients clipped to norm 1."""
     gpu = torch.cuda.is_available()
+    if settings.workers:
+        environment.allow_open_files()
     return TrainingArguments(
         output_dir="runs/trainer",
         per_device_train_batch_size=per_process(settings),

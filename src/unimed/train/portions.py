@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate.utils import send_to_device
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from unimed.train.batch import IGNORED, Batch
 from unimed.train.readable import Item
@@ -19,6 +20,10 @@ class Portions:
     """The batches of a batch's portions. No mapping and no sequence: loaders would move those to the GPU whole."""
 
     batches: tuple[Batch, ...]
+
+    def pin_memory(self) -> "Portions":
+        """The same in memory that a GPU reads without waiting."""
+        return Portions(tuple(pin_memory(batch) for batch in self.batches))
 
 
 @dataclass(frozen=True)
