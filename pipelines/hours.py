@@ -166,5 +166,5 @@ def _grounds(found: list[Line], sizes: str) -> Iterator[str]:
     if other := [line.name for line in found if line.expected and not line.as_measured]:
         yield "Measured were packed rows in bfloat16 with compiled layers; set otherwise, which is slower and was never measured, are"
         yield f"{'; '.join(other)}."
-    yield "Of rewards there is a bound alone: weights are read for each word of answers of full length, and learnt from; a step of them is in"
-    yield "docs/performance.md. The sum as measured lacks them. foundation and evaluate are not counted."
+    yield "Of rewards there is a bound alone: weights are read for each word of answers of full length, and learnt from; a step of them is"
+    yield "in docs/performance.md. The sum as measured lacks them. foundation and evaluate are not counted."
