@@ -86,7 +86,6 @@ def ours(
     model = build(config(shape, canvases=canvases, **more), DEVICE)
     loop.train_only(model, _trained(model, settings.pop("trained"), rank))
     chosen = Optimisation(max_steps=100_000, learning_rate=1e-4, **settings)
-    torch._dynamo.reset()
     clear()
     expected = memory.estimate(model, chosen).total / memory.GIB
     clock = Clock(steps)

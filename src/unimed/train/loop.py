@@ -60,6 +60,8 @@ def fit(
         batches = {"train_dataset": rows, "data_collator": RowCollator(collator, settings.row_tokens)}
     if settings.failures.unreadable == "skip":
         batches["data_collator"] = ReadableOnly(batches["data_collator"])
+    if settings.workers:
+        environment.allow_open_files()
     args = arguments(settings, seed)
     size = args.per_device_train_batch_size
     batches["data_collator"] = InPortions(batches["data_collator"], min(settings.samples_at_once or size, size))
@@ -89,8 +91,6 @@ def per_process(settings: Optimisation) -> int:
 def arguments(settings: Optimisation, seed: int) -> TrainingArguments:
     """The trainer's arguments: AdamW without decay, linear warm-up, cosine to zero, gradients clipped to norm 1."""
     gpu = torch.cuda.is_available()
-    if settings.workers:
-        environment.allow_open_files()
     return TrainingArguments(
         output_dir="runs/trainer",
         per_device_train_batch_size=per_process(settings),

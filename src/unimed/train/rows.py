@@ -15,10 +15,10 @@ from torch.utils.data import Dataset
 from unimed.data.records import REGION, SEG
 from unimed.data.samples import Sample
 from unimed.errors import InputError
+from unimed.model import views
 from unimed.model.packing import Packing
 from unimed.model.processor import IMAGE
 from unimed.model.tokenizer import special_id
-from unimed.model.views import ends
 from unimed.train.batch import IGNORED, Batch, Collator, Piece
 from unimed.train.draws import Draws
 
@@ -122,7 +122,7 @@ class RowCollator:
         if (so_far == 0).any():
             raise InputError("expected an image before every <SEG>, found a <SEG> in a text without one")
         tokens = [self.collator.processor.tokens((height, width)) for height, width in sizes]
-        shown, row = torch.searchsorted(ends(tokens, ids.device), so_far).unique(return_inverse=True)
+        shown, row = torch.searchsorted(views.ends(tokens, ids.device), so_far).unique(return_inverse=True)
         regions = [(number, channel) for number, sample in enumerate(samples) for channel in range(_regions(sample))]
         return Packing(
             samples=len(samples),
