@@ -186,7 +186,8 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images: Float[Tensor, "image 3 size size"]) -> Float[Tensor, "image channel grid grid"]:
         """One feature vector per patch."""
-        x = self.patch_embed(images) + self.pos_embed
+        # In one layout, whatever the convolution left: compiled blocks would be made anew for another.
+        x = (self.patch_embed(images) + self.pos_embed).contiguous()
         for block in self.blocks:
             x = block(x)
         return self.neck(x.permute(0, 3, 1, 2))

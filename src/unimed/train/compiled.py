@@ -15,8 +15,11 @@ from unimed.model.experts import Router
 from unimed.model.sam_med2d import EncoderBlock
 from unimed.model.unimed import UniMedForConditionalGeneration
 
-SEEING = {CLIPEncoderLayer: (0,), ConvNextLayer: (0, 2, 3), EncoderBlock: (0,)}
-"""Layers of the towers, and which dimensions of what they see differ: the images' number and, on canvases, height and width."""
+COUNT, SIDES = (0,), (2, 3)
+"""Dimensions of images, or of a tower's states of them, that differ from batch to batch: their number, or height and width."""
+
+SEEING = {CLIPEncoderLayer: COUNT, EncoderBlock: COUNT}
+"""Layers of the towers, and which dimensions of what they see differ."""
 
 
 @contextmanager
@@ -25,21 +28,24 @@ def compiled(model: UniMedForConditionalGeneration, backend: str = "inductor") -
     # Convolutions read images whose channels lie beside each other without turning them round first.
     model.model.encoder.to(memory_format=torch.channels_last)
     language = type(model.model.language_model.layers[0])
+    seeing = SEEING | {ConvNextLayer: SIDES if model.config.canvases else COUNT}
     with ExitStack() as stack:
         # Unchecked graphs would be taken for those of another model's layers.
         stack.callback(torch._dynamo.reset)
-        # Each of four stages of the detail tower has graphs of its own, for one image and for several.
-        stack.enter_context(torch._dynamo.config.patch(recompile_limit=32))
         # A square's height and width are equal by chance: a graph that took them for one number would be made anew for a canvas.
         stack.enter_context(shapes.patch(use_duck_shape=False))
-        for kind, name in ((language, "forward"), (Router, "packed"), *((kind, "forward") for kind in SEEING)):
-            made = part(getattr(kind, name), backend, static=kind not in SEEING, alike=kind is not EncoderBlock)
-            made = partial(_any, made, SEEING[kind]) if kind in SEEING else made
+        for kind, name in ((language, "forward"), (Router, "packed"), *((kind, "forward") for kind in seeing)):
+            made = part(getattr(kind, name), backend, static=kind not in seeing, alike=kind is not EncoderBlock)
+            made = partial(_any, made, seeing[kind]) if kind in seeing else made
             for module in model.modules():
                 if isinstance(module, kind):
                     # On the object alone; hooks, which tell a layer's linears their gates, stay outside.
                     setattr(module, name, partial(made, module))
                     stack.callback(delattr, module, name)
+        if model.config.canvases:
+            encoder = model.model.encoder
+            encoder.detail_maps = partial(_one_by_one, encoder.detail_maps)
+            stack.callback(delattr, encoder, "detail_maps")
         yield
 
 
@@ -54,6 +60,17 @@ def part(function: Callable[..., Any], backend: str, static: bool, alike: bool) 
 
 
 def _any(made: Callable[..., Any], dimensions: Sequence[int], module: nn.Module, images: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """What a compiled layer makes of images, whatever these dimensions are."""
+    """What a compiled layer makes of images, whatever these dimensions are.
+
+    A single image is seen twice: a number of one would have a graph of its own, made when the first such batch comes.
+    """
+    single = dimensions == COUNT and len(images) == 1
+    images = torch.cat([images, images]) if single else images
     torch._dynamo.maybe_mark_dynamic(images, dimensions)
-    return made(module, images, *args, **kwargs)
+    found = made(module, images, *args, **kwargs)
+    return found[:1] if single else found
+
+
+def _one_by_one(maps: Callable[[Tensor], Sequence[Tensor]], images: Tensor) -> list[Tensor]:
+    """The detail tower's maps of images that are looked at one after the other: a canvas is large, and numbers would have graphs."""
+    return [torch.cat(stage) for stage in zip(*map(maps, images.split(1)), strict=True)]
