@@ -65,7 +65,8 @@ def main(folder: Path, steps: int, cases: int) -> None:
     ran = {name: run(name, folder) for name in (*DATA, *MODELS)}
     with told("loading, answering, pointing"):
         said = apart(answer, folder / "models/reasoner", sorted((folder / "data/raw/SAMed2Dv1/images").glob("*.png"))[0])
-    write("\n".join([*taken.table(folder, ran, preset, numbers), "", *taken.parts(folder, ran), "", *said]))
+    write("\n".join([*said, "", *taken.parts(folder, ran), ""]))
+    write("\n".join(taken.table(folder, ran, preset, numbers)))
 
 
 def write(text: str) -> None:
