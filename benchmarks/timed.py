@@ -84,8 +84,9 @@ def ours(
     more = {"experts": names, "expert_ranks": [rank] * experts, "expert_scalings": [2.0] * experts}
     more = more | {"expert_targets": list(assemble.EXPERT_TARGETS)} if experts else {}
     model = build(config(shape, canvases=canvases, **more), DEVICE)
-    loop.train_only(model, _trained(model, settings.pop("trained"), rank))
-    chosen = Optimisation(max_steps=100_000, learning_rate=1e-4, **settings)
+    chosen = {name: value for name, value in settings.items() if name != "trained"}
+    loop.train_only(model, _trained(model, settings["trained"], rank))
+    chosen = Optimisation(max_steps=100_000, learning_rate=1e-4, **chosen)
     clear()
     expected = memory.estimate(model, chosen).total / memory.GIB
     clock = Clock(steps)

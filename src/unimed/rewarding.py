@@ -76,6 +76,8 @@ class Grpo(Optimisation):
             raise ValueError(
                 "row_tokens, compile and workers must be left out here: rewarded answers are not packed; cold_start may have all"
             )
+        if self.float8:
+            raise ValueError("float8 must be left out here: answers are written by the weights as they are; cold_start may have it")
         if self.samples_at_once is not None:
             raise ValueError("samples_at_once must be left out here, where groups_at_once takes its place; cold_start may have it")
         if self.deepspeed is not None and self.groups_at_once is not None:

@@ -68,6 +68,8 @@ class Optimisation(Section):
     """Of all weights and states. In bfloat16 the optimizer steps float32 copies of what trains."""
     compile: bool = False
     """Whether layers are compiled, which takes half a minute and pays on a GPU. Needs packed rows."""
+    float8: bool = False
+    """Whether the frozen language model multiplies in eight bits, which is faster on a GPU, where a first look allows it."""
     workers: int = Field(default=0, ge=0)
     """Processes that read batches ahead; with none a batch is read when it is wanted."""
     failures: Failures = Failures()
@@ -77,6 +79,12 @@ class Optimisation(Section):
     def _static_shapes(self) -> Self:
         if self.compile and self.row_tokens is None:
             raise ValueError("compile needs row_tokens: every new length of a padded batch would be compiled anew")
+        return self
+
+    @model_validator(mode="after")
+    def _rounded(self) -> Self:
+        if self.float8 and (self.dtype != "bfloat16" or self.deepspeed is not None):
+            raise ValueError("float8 needs dtype bfloat16 and no deepspeed, which parts weights among processes")
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""A model made ready for the way a run was asked to go: dtype, packed rows, compiled layers, checkpointing where memory is short."""
+"""A model made ready for the way a run was asked to go: dtype, packed rows, eight bits, compiled layers, short memory."""
 
 import logging
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from unimed.config import Optimisation
 from unimed.errors import InputError
 from unimed.model import attention
 from unimed.model.unimed import UniMedForConditionalGeneration
-from unimed.train import memory
+from unimed.train import float8, memory
 from unimed.train.compiled import compiled
 from unimed.train.masters import MasterAdamW
 
@@ -32,6 +32,8 @@ def prepared(model: UniMedForConditionalGeneration, settings: Optimisation, devi
             stack.enter_context(attention.packed(model.model.language_model))
             room = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
             stack.enter_context(fitting(model, settings, room))
+        if settings.float8:
+            stack.enter_context(float8.multiplied(model.to(device).model.language_model))
         if settings.compile:
             stack.enter_context(compiled(model))
         masters = None

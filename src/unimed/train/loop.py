@@ -13,14 +13,14 @@ from unimed.config import MaskLoss, Optimisation, RouterLoss
 from unimed.errors import InputError
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.sections import Failures
-from unimed.train import fast_path, resuming, zero
-from unimed.train.batch import Collator
+from unimed.train import fast_path, float8, portions, resuming, zero
+from unimed.train.batch import Batch, Collator
 from unimed.train.draws import Draws, Epochs
 from unimed.train.portions import InPortions
 from unimed.train.progress import LOGGED, Progress
 from unimed.train.readable import ReadableOnly
 from unimed.train.rows import RowCollator, Rows
-from unimed.train.stage_trainer import StageTrainer
+from unimed.train.stage_trainer import StageTrainer, legible
 from unimed.train.tally import Tally
 
 
@@ -65,6 +65,8 @@ def fit(
     args = arguments(settings, seed)
     size = args.per_device_train_batch_size
     batches["data_collator"] = InPortions(batches["data_collator"], min(settings.samples_at_once or size, size))
+    if settings.float8:
+        float8.judged(model.to(args.device, torch.bfloat16), portions.placed(first(*batches.values()), args.device))
     with fast_path.prepared(model, settings, args.device) as masters:
         trainer = StageTrainer(model=model, args=args, callbacks=[progress], optimizers=(masters, None), **batches)
         trainer.remove_callback(PrinterCallback)
@@ -75,6 +77,12 @@ def fit(
         zero.gather(trainer)
     model.eval()
     return [{name: float(value) for name, value in entry.items()} for entry in trainer.state.log_history if LOGGED in entry]
+
+
+def first(items: Draws | Rows, collator: InPortions) -> Batch:
+    """What goes through the model first: the first portion of what can be read."""
+    batches = (collator([items[number]]) for number in range(len(items)))
+    return next(portion for batch in batches for portion in portions.taken(batch) if legible(portion))
 
 
 def per_process(settings: Optimisation) -> int:

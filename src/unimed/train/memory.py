@@ -11,6 +11,7 @@ from unimed.config import Optimisation
 from unimed.model import words
 from unimed.model.experts import RoutedLinear
 from unimed.model.unimed import UniMedForConditionalGeneration
+from unimed.train import float8
 
 GIB = 2**30
 
@@ -49,8 +50,9 @@ def estimate(model: UniMedForConditionalGeneration, settings: Optimisation) -> E
     images = tokens // model.config.tokens_per_view
     logits = words.CHUNK * config.vocab_size * (2 * size + 3 * 4)
     gradients = tokens * size * (2 * config.hidden_size + 3 * config.intermediate_size)
+    copies = sum(own.weight.numel() + 4 * len(own.weight) for own in float8.linears(model.model.language_model).values())
     return Estimate(
-        weights=_bytes(chain(model.parameters(), model.buffers())),
+        weights=_bytes(chain(model.parameters(), model.buffers())) + settings.float8 * copies,
         optimizer=trained * (size + (16 if size < 4 else 8)),
         states=states + images * size * seen(model),
         work=max(logits, gradients),
