@@ -93,7 +93,7 @@ def training(name: str, settings: Optimisation, measured: Measured, config: UniM
         for sample in ends(config, measured.words, getattr(settings, "turns", 1))
     )
     slower = measured.time / measured.share / RATE
-    as_measured = settings.row_tokens is not None and settings.dtype == "bfloat16" and settings.compile
+    as_measured = settings.row_tokens is not None and settings.dtype == "bfloat16" and settings.compile and not settings.float8
     return Line(name, settings.max_steps, (low / RATE, high / RATE), (low * slower, high * slower), as_measured)
 
 
@@ -164,7 +164,7 @@ def _grounds(found: list[Line], sizes: str) -> Iterator[str]:
     yield f"At least: what must be computed, at {RATE / 1e12:.0f} TFLOP/s. As measured: at the share of it in docs/performance.md"
     yield f"for one {CARD}; another card differs roughly as its bfloat16 peak does, and several GPUs were not measured."
     if other := [line.name for line in found if line.expected and not line.as_measured]:
-        yield "Measured were packed rows in bfloat16 with compiled layers; set otherwise, which is slower and was never measured, are"
+        yield "Measured were packed rows in bfloat16 with compiled layers; set otherwise, for which these hours are not, are"
         yield f"{'; '.join(other)}."
     yield "Of rewards there is a bound alone: weights are read for each word of answers of full length, and learnt from; a step of them is"
     yield "in docs/performance.md. The sum as measured lacks them. foundation and evaluate are not counted."

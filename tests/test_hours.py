@@ -61,12 +61,12 @@ def test_samples_lie_between_the_smallest_canvas_with_one_turn_and_the_largest_w
     assert found.limit == pytest.approx((50 * small / RATE, 50 * large / RATE))
 
 
-def test_rows_hold_as_many_samples_as_fit_and_only_all_three_settings_are_what_was_measured():
+def test_rows_hold_as_many_samples_as_fit_and_only_the_settings_of_the_measurement_are_what_was_measured():
     whole = {"row_tokens": 28, "dtype": "bfloat16", "compile": True}
     padded, packed = (hours.training("vqa_expert", Optimisation(**NUMBERS, **way), HALF, config()) for way in ({}, whole))
     assert packed.limit == pytest.approx((2 * padded.limit[0],) * 2)
     assert packed.as_measured
-    for lost in ({"dtype": "float32"}, {"compile": False}):
+    for lost in ({"dtype": "float32"}, {"compile": False}, {"float8": True}):
         assert not hours.training("vqa_expert", Optimisation(**NUMBERS, **whole | lost), HALF, config()).as_measured
 
 
