@@ -82,6 +82,17 @@ def test_outputs_are_near_within_the_block_and_the_same_after_it(tmp_path, kind)
     assert "small" not in "".join(model.state_dict())
 
 
+def test_a_bias_is_added_as_it_is():
+    """Qwen's queries, keys and values have one."""
+    model = tiny.stirred()
+    projection = nn.Linear(32, 32)
+    torch.nn.init.constant_(projection.bias, 1000.0)
+    model.model.language_model.layers[0].self_attn.q_proj = projection
+    model.requires_grad_(False)
+    with float8.multiplied(model.model.language_model):
+        assert (projection(torch.zeros(2, 3, 32)) == 1000).all()
+
+
 def test_what_trains_and_what_stands_beside_is_not_rounded():
     model = with_adapter()
     language = model.model.language_model
