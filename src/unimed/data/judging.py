@@ -54,8 +54,11 @@ def find(connection: duckdb.DuckDBPyConnection, promises: Sequence[Promise]) -> 
         asked = [promise for promise in promises if promise.table == table]
         _find(connection, table, asked)
         [[of]] = connection.sql(f"SELECT count(*) FROM {table if table in SCHEMAS else f'facts_of_{table}'}").fetchall()
-        outcomes |= {promise.name: _outcome(connection, promise, of) for promise in asked}
-        frames[table] = _evidence(connection, table, asked)
+        found = [
+            _outcome(connection, promise, of, failed) for promise, failed in zip(asked, _counted(connection, table, asked), strict=True)
+        ]
+        outcomes |= {outcome.promise.name: outcome for outcome in found}
+        frames[table] = _evidence(connection, table, found)
     return [outcomes[promise.name] for promise in promises], frames
 
 
@@ -65,21 +68,28 @@ def _find(connection: duckdb.DuckDBPyConnection, table: str, promises: Sequence[
     connection.execute(f"CREATE TABLE faulty_{table} AS SELECT * FROM (SELECT *, {tests} FROM facts_of_{table}) WHERE {any_broken}")
 
 
-def _outcome(connection: duckdb.DuckDBPyConnection, promise: Promise, of: int) -> Outcome:
-    key, source = KEYS[promise.table], f"faulty_{promise.table} WHERE broken_{promise.name}"
-    [[failed]] = connection.sql(f"SELECT count(*) FROM {source}").fetchall()
-    first = connection.sql(f"SELECT row, {key} FROM {source} ORDER BY row LIMIT {SHOWN}").fetchall()
+def _counted(connection: duckdb.DuckDBPyConnection, table: str, promises: Sequence[Promise]) -> Sequence[int]:
+    """How many rows break each promise."""
+    counts = ", ".join(f"count(*) FILTER (WHERE broken_{promise.name})" for promise in promises)
+    [failed] = connection.sql(f"SELECT {counts} FROM faulty_{table}").fetchall()
+    return failed
+
+
+def _outcome(connection: duckdb.DuckDBPyConnection, promise: Promise, of: int, failed: int) -> Outcome:
+    source = f"faulty_{promise.table} WHERE broken_{promise.name}"
+    query = f"SELECT row, {KEYS[promise.table]} FROM {source} ORDER BY row LIMIT {SHOWN}"
+    first = connection.sql(query).fetchall() if failed else []
     return Outcome(promise, of, failed, tuple(key for _, key in first), tuple(row for row, _ in first))
 
 
-def _evidence(connection: duckdb.DuckDBPyConnection, table: str, promises: Sequence[Promise]) -> pd.DataFrame:
+def _evidence(connection: duckdb.DuckDBPyConnection, table: str, outcomes: Sequence[Outcome]) -> pd.DataFrame:
     """Facts of the first offenders of each promise, two of each name where names are to be unique, and of the first rows without fault."""
-    chosen = [_offenders(promise) for promise in promises]
-    tests = ", ".join(f"false AS broken_{promise.name}" for promise in promises)
+    offenders = [_offenders(outcome.promise) for outcome in outcomes if outcome.failed]
+    tests = ", ".join(f"false AS broken_{outcome.promise.name}" for outcome in outcomes)
     head = (
         f"SELECT *, {tests} FROM facts_of_{table} WHERE row < {_SHARE} AND row NOT IN (SELECT row FROM faulty_{table} WHERE row < {_SHARE})"
     )
-    return connection.sql(f"{' UNION '.join(chosen)} UNION ({head}) ORDER BY row").df()
+    return connection.sql(f"{' UNION '.join([*offenders, f'({head})'])} ORDER BY row").df()
 
 
 def _offenders(promise: Promise) -> str:
@@ -116,10 +126,9 @@ def expect(frames: Mapping[str, pd.DataFrame], promises: Sequence[Promise]) -> d
     logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
-    source = context.data_sources.add_pandas("facts")
+    whole = context.data_sources.add_pandas("facts").add_dataframe_asset("rows").add_batch_definition_whole_dataframe("all")
     found = {}
     for table, rows in frames.items():
-        whole = source.add_dataframe_asset(table).add_batch_definition_whole_dataframe("all")
         suite = gx.ExpectationSuite(table, [_expectation(promise) for promise in promises if promise.table == table])
         how = {"result_format": "COMPLETE", "return_unexpected_index_query": False}
         result: Any = whole.get_batch({"dataframe": rows}).validate(suite, result_format=how)
