@@ -1,14 +1,19 @@
 """Promises judged: DuckDB finds and counts the rows that break one, and Great Expectations judges a share of them and of the others."""
 
+import hashlib
 import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import duckdb
 import pandas as pd
+import pyarrow as pa
 
+from unimed.data import fact_cache
 from unimed.data.checks import Unique
 from unimed.data.facts import KEYS, SCHEMAS
 from unimed.data.promises import Promise
@@ -18,6 +23,10 @@ SHOWN = 5
 
 _SHARE = 500
 """Rows of each promise that Great Expectations judges at most, and rows at the head of a table."""
+
+
+_BROKEN = pa.schema([("promise", pa.string()), ("position", pa.int64())])
+"""Rows that Great Expectations finds to break a promise, by their position in the frame of its table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +113,7 @@ def _offenders(promise: Promise) -> str:
 
 def agree(frames: Mapping[str, pd.DataFrame], promises: Sequence[Promise]) -> None:
     """Raise RuntimeError where Great Expectations judges a row otherwise than the SQL of its promise."""
-    found = expect(frames, promises)
+    found = _expected(frames, promises)
     for promise in promises:
         sql = {row for row, broken in enumerate(frames[promise.table][f"broken_{promise.name}"]) if broken}
         judged = found[promise.name]
@@ -113,6 +122,27 @@ def agree(frames: Mapping[str, pd.DataFrame], promises: Sequence[Promise]) -> No
             raise RuntimeError(
                 f"{promise.name}: expected Great Expectations to judge as its SQL does, found {len(judged ^ sql)} rows otherwise"
             )
+
+
+def _expected(frames: Mapping[str, pd.DataFrame], promises: Sequence[Promise]) -> dict[str, set[int]]:
+    """What `expect` gives; from the cache where it was asked the same before, since to import Great Expectations takes seconds."""
+    cache, key = fact_cache.folder(), _key(frames, promises)
+    kept = fact_cache.find(cache, key, _BROKEN)
+    if kept is None:
+        rows = [(name, row) for name, positions in expect(frames, promises).items() for row in sorted(positions)]
+        kept = pa.Table.from_pylist([dict(zip(_BROKEN.names, row, strict=True)) for row in rows], schema=_BROKEN)
+        fact_cache.keep(cache, key, kept)
+    found: dict[str, set[int]] = {promise.name: set() for promise in promises}
+    for row in kept.to_pylist():
+        found[row["promise"]].add(row["position"])
+    return found
+
+
+def _key(frames: Mapping[str, pd.DataFrame], promises: Sequence[Promise]) -> str:
+    asked = [(promise.name, promise.table, promise.check.expectation()) for promise in promises]
+    rows = [(table, fact_cache.digest(pa.Table.from_pandas(frame, preserve_index=False))) for table, frame in frames.items()]
+    content = hashlib.sha256(repr((asked, rows)).encode()).hexdigest()
+    return fact_cache.key(content, (sys.modules[__name__],), metadata.version("great_expectations"), pd.__version__)
 
 
 def expect(frames: Mapping[str, pd.DataFrame], promises: Sequence[Promise]) -> dict[str, set[int]]:
