@@ -124,7 +124,7 @@ def twice(images: int, bounds: Validate, place: Path) -> None:
         {
             "first validation, with the import of Great Expectations": f"{first:.1f} s",
             "again, nothing changed (median of 3)": f"{again:.1f} s, {again / first:.1%} of the first",
-            "Great Expectations where rows or promises are others": f"{judged:.1f} s, {judged / first:.1%} of the first",
+            "Great Expectations, asked anew": f"{judged:.1f} s, {judged / first:.1%} of the first",
         },
     )
     assert all(tables.digest(place / name) == tables.digest(place / "first") for name in watch.seconds if (place / name).exists())
