@@ -166,6 +166,20 @@ def test_a_broken_member_is_the_fault_of_one_image(service, folder, tmp_path):
     assert len(tables.Tables.read(out / "tables").samples) == 6
 
 
+def test_nothing_is_fetched_behind_the_end_of_a_member_whatever_its_entry_says(service, folder, tmp_path):
+    source = tmp_path / "folder"
+    shutil.copytree(folder, source)
+    (source / "SAMed2Dv1" / "other").write_bytes(np.random.default_rng(0).bytes(5 * 2**20))
+    root = rezipped(source, tmp_path / "archived")
+    content = bytearray((root / "SA-Med2D.zip").read_bytes())
+    at = content.rindex(f"images/{STEMS[1]}.png".encode()) - len("SAMed2Dv1/") - 46  # its entry in the directory
+    content[at + 20 : at + 24] = struct.pack("<L", 5 * 2**20)  # how many bytes it takes in the archive
+    (root / "SA-Med2D.zip").write_bytes(content)
+    out = raw_tree.ingested(uploaded(service, root, tmp_path), tmp_path / "out")
+    assert len(tables.Tables.read(out / "tables").samples) == 7
+    assert len(gets(service, "SA-Med2D.zip")) == 7 + 18 + 2 + 2
+
+
 def test_a_directory_that_claims_more_than_there_is_is_refused(service, folder, tmp_path):
     root = rezipped(folder, tmp_path / "archived")
     (root / "SA-Med2D.zip").write_bytes(b"PK\5\6" + struct.pack("<4H2LH", 0, 0, 3, 3, 2**32 - 2, 0, 0))

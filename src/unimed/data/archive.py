@@ -137,6 +137,8 @@ def _inflated(path: str, packed: Iterator[bytes]) -> Iterator[bytes]:
             while waiting and not inflate.eof:
                 yield inflate.decompress(waiting, _CHUNK)
                 waiting = inflate.unconsumed_tail
+            if inflate.eof:  # whatever the entry says
+                break
         yield inflate.flush()
     except zlib.error as error:
         raise MemberError(f"{path}: expected a deflated member, found a broken one ({error})") from error
