@@ -46,7 +46,10 @@ def read(group: Group, columns: list[str] | None = None) -> pa.Table:
 
 
 def looked_up(group: Group, cache: Path | None) -> Group | None:
-    """None where the cache has what `write` would, which is written; else the group with its key. In threads: hashing lets others run."""
+    """None where the cache has what `write` would, which is written; else the group with its key.
+
+    In threads, since hashing lets others run.
+    """
     rows = read(group)
     key = _key(rows)
     measured = fact_cache.find(cache, key, runs.MEASURES)
