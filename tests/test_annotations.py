@@ -48,6 +48,13 @@ def test_a_case_that_a_test_file_speaks_of_never_trains(root, tmp_path, file, se
     assert manifest(out)["held_out"] == {"cases": 1, "conversations": 1, "conversations_of_training_files": 10}
 
 
+def test_a_held_out_record_whose_image_has_no_usable_name_holds_no_case_out(root, tmp_path):
+    put(root, next(iter(TEST_FILES)), {**said(B, "held", "<image>\nIs there a liver?", "Yes"), "image": "images/unnamed.png"})
+    out = raw_tree.ingested(root, tmp_path / "out")
+    assert manifest(out)["held_out"] == {"cases": 0, "conversations": 0, "conversations_of_training_files": 0}
+    assert f"{B}--held" in set(quarantine(out)["name"])
+
+
 def test_the_other_cases_are_split_as_if_the_held_out_ones_were_not_there(root, tmp_path):
     for number, stem in enumerate(STEMS[2:]):
         put(root, f"MeCoVQA/zeroshot4grounding/{number}.json", said(stem, "held", "<image>\nIs there a liver?", "Yes"))

@@ -5,14 +5,12 @@ import json
 import shutil
 import stat
 import struct
-import subprocess
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import raw_tree
-from PIL import Image
+from archived import cut, fill, needs_zip, packed, rezipped, unpacked
 from raw_tree import STEMS, mask_path
 
 from unimed.data import archive, tables
@@ -25,39 +23,14 @@ LIVER = f"SAMed2Dv1/{mask_path(STEMS[0], 'liver', 0)}"
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """The download as it unpacks, with one image too large for the first part of its archive."""
-    root = raw_tree.write(tmp_path / "folder")
-    noise = np.random.default_rng(0).integers(0, 256, (*raw_tree.size(STEMS[4]), 3), dtype=np.uint8)
-    Image.fromarray(noise).save(root / "SAMed2Dv1" / "images" / f"{STEMS[4]}.png", compress_level=0)
-    return root
-
-
-def packed(folder: Path, root: Path, *options: str) -> Path:
-    """The same download with its pixels, index and mapping in an archive that the `zip` program makes; gives its folder."""
-    shutil.copytree(folder, root, ignore=shutil.ignore_patterns("SAMed2Dv1"))
-    subprocess.run(["zip", "-q", "-r", *options, root / "SA-Med2D.zip", "SAMed2Dv1"], cwd=folder, check=True)
-    return root
-
-
-def rezipped(folder: Path, root: Path) -> Path:
-    """The same with Python's own ZIP writer, whose archives can be changed so that no program would make them."""
-    shutil.copytree(folder, root, ignore=shutil.ignore_patterns("SAMed2Dv1"))
-    with zipfile.ZipFile(root / "SA-Med2D.zip", "w", zipfile.ZIP_DEFLATED) as made:
-        for file in sorted((folder / "SAMed2Dv1").rglob("*")):
-            made.write(file, file.relative_to(folder).as_posix())
-    return root
-
-
-needs_zip = pytest.mark.skipif(shutil.which("zip") is None, reason="needs the zip program")
+    return unpacked(tmp_path / "folder")
 
 
 @needs_zip
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("-s", "64k"), ("-s", "64k", "-0"), ("-fz",)], ids=["whole", "parts", "stored parts", "zip64"])
 def test_an_archive_gives_the_tables_that_the_folder_gives(folder, tmp_path, options):
-    for number in range(60):  # more than a part of 64 KB
-        (folder / "SAMed2Dv1" / f"filler-{number}").write_bytes(np.random.default_rng(number).bytes(4000))
-    root = packed(folder, tmp_path / "archived", *options)
+    root = packed(fill(folder), tmp_path / "archived", *options)
     assert (len(list(root.glob("SA-Med2D.z*"))) > 3) == ("-s" in options)
     one, two = (raw_tree.ingested(source, tmp_path / name) for source, name in ((folder, "one"), (root, "two")))
     assert len(Tables.read(two / "tables").samples) == 7
@@ -67,20 +40,14 @@ def test_an_archive_gives_the_tables_that_the_folder_gives(folder, tmp_path, opt
 @needs_zip
 @pytest.mark.slow
 def test_an_archive_cut_into_pieces_without_a_mark_is_read_too(folder, tmp_path):
-    root = packed(folder, tmp_path / "cut")
-    whole = (root / "SA-Med2D.zip").read_bytes()
-    third = len(whole) // 3
-    for name, piece in ((".z01", whole[:third]), (".z02", whole[third : 2 * third]), (".zip", whole[2 * third :])):
-        (root / f"SA-Med2D{name}").write_bytes(piece)
+    root = cut(packed(folder, tmp_path / "cut"), 3)
     assert tables.digest(raw_tree.ingested(root, tmp_path / "one")) == tables.digest(raw_tree.ingested(folder, tmp_path / "two"))
 
 
 @needs_zip
 @pytest.mark.slow
 def test_a_missing_part_is_named_before_any_work(folder, tmp_path):
-    for number in range(60):
-        (folder / "SAMed2Dv1" / f"filler-{number}").write_bytes(np.random.default_rng(number).bytes(4000))
-    root = packed(folder, tmp_path / "archived", "-s", "64k")
+    root = packed(fill(folder), tmp_path / "archived", "-s", "64k")
     (root / "SA-Med2D.z02").unlink()
     with pytest.raises(InputError, match=r"SA-Med2D\.zip: expected \d parts, \.z01 to \.z0\d and \.zip, found \.z01, \.z03"):
         raw_tree.ingested(root, tmp_path / "out")

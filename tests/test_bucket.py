@@ -46,7 +46,7 @@ def address(service, folder, tmp_path) -> Path:
 
 
 def gets(service) -> list[str]:
-    return [path.partition("?")[0] for path in service.sent("GET") if "SAMed2Dv1" in path]
+    return [path.partition("?")[0] for path in service.sent("GET") if "/SAMed2Dv1" in path]
 
 
 def test_only_what_annotations_name_is_fetched_and_each_once(service, address, whole, tmp_path):

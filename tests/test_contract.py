@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import raw_tree
 import yaml
@@ -146,6 +147,31 @@ def test_a_row_breaks_the_promise_that_it_breaks_and_no_other(damaged):
     assert {
         name: counts[name] for name in ("image_size", "modality_known", "mask_not_inverted", "mark_per_region", "no_path")
     } == dict.fromkeys(("image_size", "modality_known", "mask_not_inverted", "mark_per_region", "no_path"), 1)
+
+
+def with_severities(**severities):
+    return BOUNDS.model_copy(update={"severities": severities})
+
+
+def test_what_has_no_image_is_left_out_even_where_that_is_only_told(made, tmp_path):
+    def change(whole: Tables) -> Tables:
+        return replace(whole, samples=whole.samples[whole.samples["sample_id"] != A])
+
+    verdict = validated(made, tmp_path, change=change, bounds=with_severities(mask_has_image="warn", conversation_has_image="warn"))
+    assert broken(verdict)["mask_has_image"] == 3
+    passed = Tables.read(tmp_path / "valid")
+    assert not {A} & (set(passed.masks["sample_id"]) | set(passed.conversations["sample_id"]))
+    assert verdict["kept"]["masks"] == 18 - 3
+
+
+def test_an_image_that_is_listed_again_as_it_is_keeps_its_masks(made, tmp_path):
+    def change(whole: Tables) -> Tables:
+        again = whole.samples[whole.samples["sample_id"] == A].assign(height=1)
+        return replace(whole, samples=pd.concat([whole.samples, again]))
+
+    verdict = validated(made, tmp_path, change=change, bounds=with_severities(image_ids_unique="warn"))
+    assert broken(verdict)["image_size"] == 1
+    assert verdict["kept"] == {**verdict["checked"], "samples": 7} and verdict["checked"]["samples"] == 8
 
 
 def test_a_solution_that_is_no_option_is_left_out(made, tmp_path):

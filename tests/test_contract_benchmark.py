@@ -22,6 +22,6 @@ def test_both_tables_are_printed(monkeypatch, capsys):
         "most memory",
         "first validation, with the import of Great Expectations",
         "again, nothing changed (median of 3)",
-        "Great Expectations in each",
+        "Great Expectations, asked anew",
     ]
     assert rows["again, nothing changed (median of 3)"].endswith("% of the first")

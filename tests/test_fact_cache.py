@@ -192,7 +192,8 @@ def read(folder: Path, said: dict[str, object], classes: dict[str, list[str]]) -
     group = conversation_facts.Group(folder / "joined.parquet", 0, 0, folder / "facts.parquet")
     (folder / "facts.parquet").unlink(missing_ok=True)
     how = {"classes": classes, "orientation": {}, "cache": folder / "cache"}
-    count = 0 if conversation_facts.write_kept(group, **how) else conversation_facts.write(group, **how)
+    unknown = conversation_facts.looked_up(group, **how)
+    count = conversation_facts.write(unknown, **how) if unknown else 0
     return count, pq.read_table(folder / "facts.parquet")["class_agrees"][0].as_py()
 
 

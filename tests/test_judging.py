@@ -1,8 +1,11 @@
 """SQL and Great Expectations judge alike, row by row, on facts of every kind."""
 
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -11,7 +14,7 @@ import pandas as pd
 import pytest
 import raw_tree
 
-from unimed.data import judging, sql
+from unimed.data import judging, sql, tables
 from unimed.data.checks import Between, FreeOf, NoneOf, OneOf, Unique
 from unimed.data.facts import KEYS
 from unimed.data.promises import Promise, contract
@@ -134,8 +137,37 @@ def test_sql_that_judges_otherwise_is_an_error(predicate, rows):
         replace(promise, check=Careless("area_px", low=1, predicate=predicate)) if promise.name == "mask_not_empty" else promise
         for promise in PROMISES
     ]
-    with holding(frames) as connection, pytest.raises(RuntimeError, match=f"mask_not_empty: expected .* found {rows} rows otherwise"):
-        judging.judge(connection, promises)
+    for _ in ("asked", "known from before"):
+        with holding(frames) as connection, pytest.raises(RuntimeError, match=f"mask_not_empty: expected .* found {rows} rows otherwise"):
+            judging.judge(connection, promises)
+
+
+ASKED_AGAIN = """
+import sys
+from pathlib import Path
+import raw_tree
+from unimed.data import contract
+subset, shards, out, tiny = sys.argv[1:]
+contract.write(Path(subset), Path(shards), Path(out), raw_tree.BOUNDS.model_copy(update={"min_area_px": int(tiny)}))
+print("great_expectations" in sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_great_expectations_is_imported_only_where_rows_or_promises_are_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    made = raw_tree.ingested(raw_tree.write(tmp_path / "raw"), tmp_path)
+    whole, fewer = raw_tree.chosen(made, "grounding"), raw_tree.chosen(made, "vqa")
+
+    def asked(subset: Path, out: str, tiny: int) -> str:
+        command = [sys.executable, "-c", ASKED_AGAIN, subset, made / "shards", tmp_path / out, str(tiny)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert asked(whole, "first", 4) == "True"
+    assert asked(whole, "second", 4) == "False"
+    assert tables.digest(tmp_path / "first") == tables.digest(tmp_path / "second")
+    assert asked(whole, "another bound", 5) == asked(fewer, "other rows", 4) == "True"
 
 
 def test_offenders_beyond_the_share_are_counted_all_the_same_and_the_first_are_named():

@@ -15,11 +15,46 @@ from unimed.errors import InputError
         ("x_ray", "x_ray"),
         ("fundus_photography", "fundus"),
         ("pet", "pet"),
+        ("CT_00", "ct"),
         ("ctx_00", None),
     ],
 )
 def test_the_modality_is_the_longest_known_prefix_and_not_the_text_before_the_first_underscore(prefix, modality):
     assert names.modality(prefix) == modality
+
+
+@pytest.mark.parametrize(("path", "found"), [("a", "a.png"), ("a.PNG", "a.PNG"), ("a.Jpeg", "a.Jpeg"), ("a.b", "a.b.png")])
+def test_an_ending_is_added_where_none_of_an_image_is_there(path, found):
+    assert names.with_ending(path) == found
+
+
+@pytest.mark.parametrize(("class_id", "merged"), [(7, "s--0007_merged"), (12345, "s--12345_merged")])
+def test_a_class_id_has_four_digits_at_least(class_id, merged):
+    assert names.merged("s", class_id) == merged
+    with pytest.raises(InputError, match="expected <image>--<class>_<instance>"):
+        names.mask("masks/ct_00--A--c--z_0001--012_003.png")
+
+
+@pytest.mark.parametrize("path", ["images/..png", "images/...png"])
+def test_a_name_that_stands_for_a_folder_is_no_name(path):
+    with pytest.raises(InputError, match=r"expected a path images/<name>\.png"):
+        names.image(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "is_plain"),
+    [("a/b c.jpg", True), ("a.JPEG", True), ("a/../b.png", False), ("/a.png", False), ("a\u200b.png", False), ("a.gif", False)],
+)
+def test_a_plain_path_stays_below_where_it_is_looked_for_and_can_be_shown(path, is_plain):
+    assert names.is_plain(path) == is_plain
+
+
+def test_a_name_that_is_made_tells_folders_apart_and_fits_a_file_system():
+    one, two = (names.named_after(f"{folder}/x.png", "ct", "A") for folder in ("left", "right"))
+    assert one.case != two.case and one == names.named_after("left/x.png", "ct", "A")
+    assert len(names.named_after(f"{'x' * 150}.png", "ct", "A").case) == 40 + 1 + 12
+    with pytest.raises(InputError, match="expected a data set with a short name"):
+        names.named_after("x.png", "ct", "A" * 180)
 
 
 def test_an_image_name_says_modality_data_set_case_and_slice():

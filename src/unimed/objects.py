@@ -50,19 +50,31 @@ class Objects:
 
     def size(self, name: str) -> int | None:
         """The bytes of an object; None when there is none."""
-        found = self._call("head_object", Key=self.prefix + name)
-        return found and found["ContentLength"]
+        found = self.version(name)
+        return found and found[0]
 
     def read(self, name: str) -> bytes | None:
         """A small object's bytes; None when there is none."""
         data = bytearray()
         return bytes(data) if self._receive(name, 0, data.extend) is not None else None
 
+    def version(self, name: str) -> tuple[int, str] | None:
+        """The bytes of an object, and the tag that S3 gives to these and to no others; None when there is none."""
+        found = self._call("head_object", Key=self.prefix + name)
+        return found and (found["ContentLength"], found["ETag"])
+
+    def piece(self, name: str, tag: str, offset: int, size: int) -> bytes:
+        """Some bytes of an object. Raises InputError when it is gone or is not the one with this tag any more."""
+        data = bytearray()
+        if self._receive(name, offset, data.extend, offset + size, tag) is None:
+            raise InputError(f"{self.url(name)}: expected the object with tag {tag}, found none; put it back, or start again")
+        return bytes(data)
+
     def names(self, prefix: str) -> Iterator[str]:
-        """The names of the objects that begin with `prefix`, in order."""
+        """The names of the objects that begin with `prefix` and lie in no folder behind it, in order."""
         more: dict[str, str] = {}
         while True:
-            page = self._call("list_objects_v2", Prefix=self.prefix + prefix, **more)
+            page = self._call("list_objects_v2", Prefix=self.prefix + prefix, Delimiter="/", **more)
             yield from (found["Key"].removeprefix(self.prefix) for found in page.get("Contents", []))
             if not page.get("IsTruncated"):
                 return
@@ -179,14 +191,19 @@ class Objects:
             raise InputError(f"{self.url(name)}: expected an object, found none; push it, or check the address of the store")
         return whole.hexdigest()
 
-    def _receive(self, name: str, start: int, take: Callable[[bytes], None]) -> dict[str, Any] | None:
+    def _receive(
+        self, name: str, start: int, take: Callable[[bytes], None], end: int | None = None, tag: str | None = None
+    ) -> dict[str, Any] | None:
         """Hand on an object's bytes from `start`, across dropped connections; S3's answer, or None when there is no such object."""
         drops = 0
         while True:
             begun = start
-            found = self._call("get_object", Key=self.prefix + name, **({"Range": f"bytes={start}-"} if start else {}))
+            wanted = {"Range": f"bytes={start}-{'' if end is None else end - 1}"} if start or end is not None else {}
+            found = self._call("get_object", Key=self.prefix + name, **wanted)
             if found is None:
                 return None
+            if tag not in (None, found["ETag"]):
+                raise InputError(f"{self.url(name)}: expected the object with tag {tag}, found {found['ETag']}; start again with that")
             try:
                 for chunk in found["Body"].iter_chunks(CHUNK):
                     take(chunk)

@@ -6,7 +6,7 @@ import string
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +81,14 @@ def _named(row: int, said: Sequence[Row]) -> Iterator[dict[str, Any]]:
             yield {"row": row, "turn": number, "role": "region", "mask_id": mask_id}
 
 
-def write_kept(group: Group, classes: Mapping[str, Sequence[str]], orientation: Mapping[str, str], cache: Path | None) -> bool:
-    """Write what `write` would from the cache, and tell whether it has that."""
+def looked_up(group: Group, classes: Mapping[str, Sequence[str]], orientation: Mapping[str, str], cache: Path | None) -> Group | None:
+    """None where the cache has what `write` would, which is written; else the group with its key."""
     rows = pq.ParquetFile(group.source).read_row_group(group.number)
-    kept = fact_cache.find(cache, _key(rows, _about(rows, classes, orientation)), FACTS)
+    key = _key(rows, _about(rows, classes, orientation))
+    kept = fact_cache.find(cache, key, FACTS)
     if kept is not None:
         pq.write_table(kept, group.path, compression="zstd")
-    return kept is not None
+    return replace(group, key=key) if kept is None else None
 
 
 def write(group: Group, classes: Mapping[str, Sequence[str]], orientation: Mapping[str, str], cache: Path | None) -> int:
@@ -96,9 +97,8 @@ def write(group: Group, classes: Mapping[str, Sequence[str]], orientation: Mappi
     `classes` and `orientation` are by data set: names, and "radiological" where the patient's left is on the right, or "image".
     """
     rows = pq.ParquetFile(group.source).read_row_group(group.number)
-    about = _about(rows, classes, orientation)
-    found = _measured(rows, about)
-    fact_cache.keep(cache, _key(rows, about), found)
+    found = _measured(rows, _about(rows, classes, orientation))
+    fact_cache.keep(cache, group.key, found)
     pq.write_table(found, group.path, compression="zstd")
     return len(rows)
 

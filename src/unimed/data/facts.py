@@ -66,7 +66,7 @@ def measure_masks(subset: Path, folder: Path) -> int:
     """Write into `folder` what the masks of a subset measure, in parts, and give the number of masks that were unpacked for it."""
     groups = list(mask_facts.groups(subset / "masks.parquet", folder, "masks"))
     how = {"cache": fact_cache.folder()}
-    return _all_new(partial(mask_facts.write_kept, **how), partial(mask_facts.write, **how), groups, "tables of masks")
+    return _all_new(partial(mask_facts.looked_up, **how), partial(mask_facts.write, **how), groups, "tables of masks")
 
 
 @contextmanager
@@ -102,11 +102,11 @@ def _all(function: Any, jobs: list[Any], label: str) -> int:
     return sum(track(pool.ordered(function, jobs, worth=1), len(jobs), label))
 
 
-def _all_new(kept: Callable[[Group], bool], write: Callable[[Group], int], groups: list[Group], label: str) -> int:
+def _all_new(looked_up: Callable[[Group], Group | None], write: Callable[[Group], int], groups: list[Group], label: str) -> int:
     """The rows that had to be written since none were kept: only for those are processes started, which takes a second."""
     with ThreadPoolExecutor(_READ_AT_ONCE) as threads:
-        known = list(track(threads.map(kept, groups), len(groups), f"{label} looked up"))
-    return _all(write, [group for group, found in zip(groups, known, strict=True) if not found], f"{label} checked")
+        unknown = [group for group in track(threads.map(looked_up, groups), len(groups), f"{label} looked up") if group]
+    return _all(write, unknown, f"{label} checked")
 
 
 def _find_duplicates(connection: duckdb.DuckDBPyConnection) -> None:
@@ -141,8 +141,8 @@ def _read_conversations(connection: duckdb.DuckDBPyConnection, source: Path, fol
     classes = connection.sql("SELECT dataset, list(DISTINCT class_name) FROM class_names GROUP BY dataset").fetchall()
     groups = list(mask_facts.groups(joined, folder, "conversations"))
     how = {"classes": dict(classes), "orientation": orientation, "cache": fact_cache.folder()}
-    kept, write = partial(conversation_facts.write_kept, **how), partial(conversation_facts.write, **how)
-    _all_new(kept, write, groups, "tables of conversations")
+    looked_up, write = partial(conversation_facts.looked_up, **how), partial(conversation_facts.write, **how)
+    _all_new(looked_up, write, groups, "tables of conversations")
     connection.read_parquet(str(folder / "conversations-*.parquet")).create_view("facts_of_conversations")
 
 

@@ -84,7 +84,7 @@ def _packed(folder: Path, found: Download, planned: Plan, ingest: Ingest) -> Kep
     """All shards and rows, those that are there from an interrupted run and the others."""
     packer = Packer(found.pixels, raw.classes(found.mapping), ingest.max_pixels)
     shard_bytes = ingest.shard_size_mb * 2**20
-    decides = [hashes.code_hash(Path(__file__).parent), sorted(packer.classes.items()), ingest.max_pixels, shard_bytes]
+    decides = [hashes.code_hash(Path(__file__).parent), sorted(packer.classes.items()), ingest.max_pixels, shard_bytes, found.tags]
     done = Kept(folder, hashlib.sha256(repr(decides).encode()).hexdigest())
     first, count, work = done.resumed(planned.jobs())
     opened = pool.batched(partial(_pack, packer), islice(planned.jobs(), count, None))

@@ -1,14 +1,19 @@
 """Promises judged: DuckDB finds and counts the rows that break one, and Great Expectations judges a share of them and of the others."""
 
+import hashlib
 import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import duckdb
 import pandas as pd
+import pyarrow as pa
 
+from unimed.data import fact_cache
 from unimed.data.checks import Unique
 from unimed.data.facts import KEYS, SCHEMAS
 from unimed.data.promises import Promise
@@ -18,6 +23,10 @@ SHOWN = 5
 
 _SHARE = 500
 """Rows of each promise that Great Expectations judges at most, and rows at the head of a table."""
+
+
+_BROKEN = pa.schema([("promise", pa.string()), ("position", pa.int64())])
+"""Rows that Great Expectations finds to break a promise, by their position in the frame of its table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +63,11 @@ def find(connection: duckdb.DuckDBPyConnection, promises: Sequence[Promise]) -> 
         asked = [promise for promise in promises if promise.table == table]
         _find(connection, table, asked)
         [[of]] = connection.sql(f"SELECT count(*) FROM {table if table in SCHEMAS else f'facts_of_{table}'}").fetchall()
-        outcomes |= {promise.name: _outcome(connection, promise, of) for promise in asked}
-        frames[table] = _evidence(connection, table, asked)
+        found = [
+            _outcome(connection, promise, of, failed) for promise, failed in zip(asked, _counted(connection, table, asked), strict=True)
+        ]
+        outcomes |= {outcome.promise.name: outcome for outcome in found}
+        frames[table] = _evidence(connection, table, found)
     return [outcomes[promise.name] for promise in promises], frames
 
 
@@ -65,21 +77,28 @@ def _find(connection: duckdb.DuckDBPyConnection, table: str, promises: Sequence[
     connection.execute(f"CREATE TABLE faulty_{table} AS SELECT * FROM (SELECT *, {tests} FROM facts_of_{table}) WHERE {any_broken}")
 
 
-def _outcome(connection: duckdb.DuckDBPyConnection, promise: Promise, of: int) -> Outcome:
-    key, source = KEYS[promise.table], f"faulty_{promise.table} WHERE broken_{promise.name}"
-    [[failed]] = connection.sql(f"SELECT count(*) FROM {source}").fetchall()
-    first = connection.sql(f"SELECT row, {key} FROM {source} ORDER BY row LIMIT {SHOWN}").fetchall()
+def _counted(connection: duckdb.DuckDBPyConnection, table: str, promises: Sequence[Promise]) -> Sequence[int]:
+    """How many rows break each promise."""
+    counts = ", ".join(f"count(*) FILTER (WHERE broken_{promise.name})" for promise in promises)
+    [failed] = connection.sql(f"SELECT {counts} FROM faulty_{table}").fetchall()
+    return failed
+
+
+def _outcome(connection: duckdb.DuckDBPyConnection, promise: Promise, of: int, failed: int) -> Outcome:
+    source = f"faulty_{promise.table} WHERE broken_{promise.name}"
+    query = f"SELECT row, {KEYS[promise.table]} FROM {source} ORDER BY row LIMIT {SHOWN}"
+    first = connection.sql(query).fetchall() if failed else []
     return Outcome(promise, of, failed, tuple(key for _, key in first), tuple(row for row, _ in first))
 
 
-def _evidence(connection: duckdb.DuckDBPyConnection, table: str, promises: Sequence[Promise]) -> pd.DataFrame:
+def _evidence(connection: duckdb.DuckDBPyConnection, table: str, outcomes: Sequence[Outcome]) -> pd.DataFrame:
     """Facts of the first offenders of each promise, two of each name where names are to be unique, and of the first rows without fault."""
-    chosen = [_offenders(promise) for promise in promises]
-    tests = ", ".join(f"false AS broken_{promise.name}" for promise in promises)
+    offenders = [_offenders(outcome.promise) for outcome in outcomes if outcome.failed]
+    tests = ", ".join(f"false AS broken_{outcome.promise.name}" for outcome in outcomes)
     head = (
         f"SELECT *, {tests} FROM facts_of_{table} WHERE row < {_SHARE} AND row NOT IN (SELECT row FROM faulty_{table} WHERE row < {_SHARE})"
     )
-    return connection.sql(f"{' UNION '.join(chosen)} UNION ({head}) ORDER BY row").df()
+    return connection.sql(f"{' UNION '.join([*offenders, f'({head})'])} ORDER BY row").df()
 
 
 def _offenders(promise: Promise) -> str:
@@ -94,7 +113,7 @@ def _offenders(promise: Promise) -> str:
 
 def agree(frames: Mapping[str, pd.DataFrame], promises: Sequence[Promise]) -> None:
     """Raise RuntimeError where Great Expectations judges a row otherwise than the SQL of its promise."""
-    found = expect(frames, promises)
+    found = _expected(frames, promises)
     for promise in promises:
         sql = {row for row, broken in enumerate(frames[promise.table][f"broken_{promise.name}"]) if broken}
         judged = found[promise.name]
@@ -103,6 +122,27 @@ def agree(frames: Mapping[str, pd.DataFrame], promises: Sequence[Promise]) -> No
             raise RuntimeError(
                 f"{promise.name}: expected Great Expectations to judge as its SQL does, found {len(judged ^ sql)} rows otherwise"
             )
+
+
+def _expected(frames: Mapping[str, pd.DataFrame], promises: Sequence[Promise]) -> dict[str, set[int]]:
+    """What `expect` gives; from the cache where it was asked the same before, since to import Great Expectations takes seconds."""
+    cache, key = fact_cache.folder(), _key(frames, promises)
+    kept = fact_cache.find(cache, key, _BROKEN)
+    if kept is None:
+        rows = [(name, row) for name, positions in expect(frames, promises).items() for row in sorted(positions)]
+        kept = pa.Table.from_pylist([dict(zip(_BROKEN.names, row, strict=True)) for row in rows], schema=_BROKEN)
+        fact_cache.keep(cache, key, kept)
+    found: dict[str, set[int]] = {promise.name: set() for promise in promises}
+    for row in kept.to_pylist():
+        found[row["promise"]].add(row["position"])
+    return found
+
+
+def _key(frames: Mapping[str, pd.DataFrame], promises: Sequence[Promise]) -> str:
+    asked = [(promise.name, promise.table, promise.check.expectation()) for promise in promises]
+    rows = [(table, fact_cache.digest(pa.Table.from_pandas(frame, preserve_index=False))) for table, frame in frames.items()]
+    content = hashlib.sha256(repr((asked, rows)).encode()).hexdigest()
+    return fact_cache.key(content, (sys.modules[__name__],), metadata.version("great_expectations"), pd.__version__)
 
 
 def expect(frames: Mapping[str, pd.DataFrame], promises: Sequence[Promise]) -> dict[str, set[int]]:
@@ -116,10 +156,9 @@ def expect(frames: Mapping[str, pd.DataFrame], promises: Sequence[Promise]) -> d
     logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
-    source = context.data_sources.add_pandas("facts")
+    whole = context.data_sources.add_pandas("facts").add_dataframe_asset("rows").add_batch_definition_whole_dataframe("all")
     found = {}
     for table, rows in frames.items():
-        whole = source.add_dataframe_asset(table).add_batch_definition_whole_dataframe("all")
         suite = gx.ExpectationSuite(table, [_expectation(promise) for promise in promises if promise.table == table])
         how = {"result_format": "COMPLETE", "return_unexpected_index_query": False}
         result: Any = whole.get_batch({"dataframe": rows}).validate(suite, result_format=how)

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,16 @@ _COPIED = ("mask_id", "sample_id", "class_id", "class_name", "instance", "height
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A row group of a table, the number of its first row in the table, and where its facts are to be written."""
+    """A row group of a table, the number of its first row in the table, and where its facts are to be written.
+
+    `key` is the name under which they are to be kept, once it was looked for.
+    """
 
     source: Path
     number: int
     first: int
     path: Path
+    key: str = ""
 
 
 def groups(source: Path, folder: Path, name: str) -> Iterator[Group]:
@@ -41,14 +45,18 @@ def read(group: Group, columns: list[str] | None = None) -> pa.Table:
     return rows.combine_chunks().append_column("row", pa.array(numbers, pa.int64()))
 
 
-def write_kept(group: Group, cache: Path | None) -> bool:
-    """Write what `write` would from the cache, and tell whether it has that; in threads, since hashing lets others run."""
+def looked_up(group: Group, cache: Path | None) -> Group | None:
+    """None where the cache has what `write` would, which is written; else the group with its key.
+
+    In threads, since hashing lets others run.
+    """
     rows = read(group)
-    measured = fact_cache.find(cache, _key(rows), runs.MEASURES)
+    key = _key(rows)
+    measured = fact_cache.find(cache, key, runs.MEASURES)
     if measured is None or len(measured) != len(rows):
-        return False
+        return replace(group, key=key)
     pq.write_table(facts(rows, measured), group.path, compression="zstd")
-    return True
+    return None
 
 
 def write(group: Group, cache: Path | None) -> int:
@@ -56,7 +64,7 @@ def write(group: Group, cache: Path | None) -> int:
     rows = read(group)
     rles = pa.concat_arrays([pa.array([], pa.string()), *rows["rle"].chunks])
     measured = runs.measure(rles, rows["height"].to_numpy(), rows["width"].to_numpy())
-    fact_cache.keep(cache, _key(rows), measured)
+    fact_cache.keep(cache, group.key, measured)
     pq.write_table(facts(rows, measured), group.path, compression="zstd")
     return len(rows)
 

@@ -1,12 +1,13 @@
-"""Where a download lies: a folder as it unpacks, a folder with its archive in parts, or a text file with an `s3://` address."""
+"""Where a download lies: a folder as it unpacks, a folder with its archive in parts, or a text file with the `s3://` address of either."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from unimed.data import archive
+from unimed.data import archive, zip_directory
 from unimed.data.archive import Archive
 from unimed.data.pixels import Folder, Pixels
 from unimed.data.raw import INDEX, MAPPING, PIXELS
+from unimed.data.zip_directory import File, Parts
 from unimed.errors import InputError
 
 
@@ -18,6 +19,8 @@ class Download:
     index: Path
     mapping: Path
     pixels: Pixels
+    tags: tuple[str, ...] = ()
+    """What tells the pixels from others that may take their place while an ingest is interrupted; none where the recipe key does."""
 
 
 def opened(source: Path, scratch: Path) -> Download:
@@ -26,17 +29,15 @@ def opened(source: Path, scratch: Path) -> Download:
     Raises InputError when there is none or files of the layout are missing.
     """
     if source.is_file():
-        return _bucket(source, scratch / "download")
+        return _bucket(source, scratch)
     if not source.is_dir():
         raise InputError(f"{source}: expected a folder, found none")
-    folder, archives = source / PIXELS, sorted(source.glob("*.zip"))
-    if not archives or (folder / "images").exists():
+    names = [file.name for file in source.iterdir()]
+    last = None if (source / PIXELS / "images").exists() else zip_directory.last_part(names, str(source))
+    if last is None:
         return _folder(source)
-    if len(archives) > 1:
-        raise InputError(f"{source}: expected one archive, found {', '.join(file.name for file in archives)}")
-    found = archive.opened(archives[0], scratch / "directory", PIXELS)
-    index, mapping = (_beside(source, found, name, scratch) for name in (INDEX, MAPPING))
-    return Download(source, index, mapping, found)
+    files = (File.at(source / name) for name in zip_directory.in_order(names, last))
+    return _archive(source, Parts.of(files), scratch)
 
 
 def _folder(source: Path) -> Download:
@@ -46,23 +47,28 @@ def _folder(source: Path) -> Download:
     return Download(source, source / INDEX, source / MAPPING, Folder(source / PIXELS))
 
 
+def _archive(root: Path, parts: Parts, scratch: Path) -> Download:
+    """A download whose annotations lie under `root`, and all else in the archive in these parts."""
+    found = archive.opened(parts, scratch / "directory", PIXELS)
+    index, mapping = (_beside(root, found, name, scratch) for name in (INDEX, MAPPING))
+    return Download(root, index, mapping, found, tuple(part.tag for part in parts.files))
+
+
 def _beside(source: Path, found: Archive, name: str, scratch: Path) -> Path:
     """A file of the layout: beside the archive where it is there, else copied out of it."""
-    entry = None if (source / name).exists() else found.entry(name)
-    if entry is None:
-        return source / name
     target = scratch / Path(name).name
-    with target.open("wb") as stream:
-        stream.writelines(found.chunks(name, entry))
-    return target
+    return source / name if (source / name).exists() or not found.copy(name, target) else target
 
 
-def _bucket(source: Path, root: Path) -> Download:
+def _bucket(source: Path, scratch: Path) -> Download:
     from unimed.data import bucket  # boto3 is slow to import and of no use to other sources
 
     try:
         url = source.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError as error:
         raise InputError(f"{source}: expected a folder, or a text file with s3://BUCKET/PREFIX, found other bytes") from error
-    pixels = bucket.fetched(url, root)
-    return Download(root, root / INDEX, root / MAPPING, pixels)
+    root = scratch / "download"
+    found = bucket.fetched(url, root)
+    if isinstance(found, Parts):
+        return _archive(root, found, scratch)
+    return Download(root, root / INDEX, root / MAPPING, found)
