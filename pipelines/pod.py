@@ -69,8 +69,8 @@ class Pod:
         child = subprocess.Popen(self._command(), cwd=folder, env=environ)
         try:
             code = child.wait()
-        except SystemExit as told:
-            code = told.code
+        except SystemExit:  # this pod is told to stop, and so is the stage, whose own word counts
+            code = TERMINATED
         finally:
             child.terminate()
             child.wait()
