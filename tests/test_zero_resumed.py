@@ -17,7 +17,8 @@ from unimed.errors import STOPPED
 from unimed.model import artifacts
 from unimed.train import checkpoints
 
-STAGES = ("align", "vqa_expert", "grounding_expert", "moe_router")
+STAGES = {"align": 3, "vqa_expert": 7, "grounding_expert": 11, "moe_router": 15}
+"""How many steps each takes: a step's number tells the stage."""
 WAYS = {
     2: {"stage": 2},
     # Some weights so small that each process holds them whole, and several groups that are stepped one after the other.
@@ -54,7 +55,7 @@ if rank == 1 and number:
     threading.Thread(target=striking.strike, args=(out, step, 0.0, number), daemon=True).start()
 try:
     with job.run(job.Job("tiny", "key")):
-        for name, steps in zip({STAGES}, (3, 5, 7, 9)):
+        for name, steps in {STAGES}.items():
             settings = Optimisation(batch_size=4, max_steps=steps, learning_rate=0.01, warmup_steps=0, deepspeed=out / "zero.json")
             losses, tensors = zero_stages.WAYS[name][0](mine / "data", settings)
             weights.write(mine / name, tensors, {{}}, losses=losses)
@@ -65,7 +66,7 @@ except SystemExit as end:
 
 
 def run(folder: Path, way: int, step: int = 0, number: int = 0) -> subprocess.CompletedProcess:
-    """Stages 1 to 4 in two processes, a checkpoint after each of their 3, 5, 7 and 9 steps; at that step's the second gets a signal."""
+    """Stages 1 to 4 in two processes, a checkpoint after each step; at that step's the second gets a signal."""
     folder.mkdir(exist_ok=True)
     (folder / "program.py").write_text(PROGRAM)
     (folder / "zero.json").write_text(json.dumps(ZERO | {"zero_optimization": WAYS[way]}))
@@ -89,7 +90,7 @@ def gone_on_from(done: subprocess.CompletedProcess) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles its communication when it first starts, with g++")
-@pytest.mark.parametrize(("way", "killed_at", "stopped_at"), [(2, 2, 6), (3, 4, 8)])
+@pytest.mark.parametrize(("way", "killed_at", "stopped_at"), [(2, 2, 8), (3, 4, 12)])
 def test_two_processes_killed_then_told_to_stop_go_on_to_the_bits_of_two_left_alone(tmp_path, way, killed_at, stopped_at):
     one, other = tmp_path / "disturbed", tmp_path / "whole"
     killed = run(one, way, killed_at, 9)
@@ -100,7 +101,7 @@ def test_two_processes_killed_then_told_to_stop_go_on_to_the_bits_of_two_left_al
     assert gone_on_from(stopped) == [before] * 2, stopped.stderr[-4000:]
     assert "process-00001.safetensors: expected sha256" in stopped.stderr
     assert [(one / f"{rank}.code").read_text() for rank in (0, 1)] == [str(STOPPED)] * 2
-    assert stopped_at <= reached(one) <= stopped_at + 1
+    assert stopped_at <= reached(one) < stopped_at + 3, "in the midst of a stage"
     newest = max(one.glob("runs/*/checkpoints/*/step-????????"))
     for folder in (one, other):
         done = run(folder, way)

@@ -28,7 +28,7 @@ def configuration(trainer: Trainer) -> dict[str, Any] | None:
 
 
 def is_resumable(told: dict[str, Any] | None) -> bool:
-    """Whether a training under this configuration can be stored and gone on from: ZeRO's stages 2 and 3 with nothing kept off the GPU."""
+    """Whether a training under this configuration can be stored and gone on from: in ZeRO-2 and ZeRO-3 without offload."""
     if told is None:
         return True
     found = HfDeepSpeedConfig(told)
@@ -56,7 +56,7 @@ def restore(optimizer: Any, state: dict[str, Any]) -> None:
     if stage == 2:
         optimizer.update_lp_params()
     else:
-        optimizer.checkpoint_event_epilogue()  # small weights, which every process holds whole
+        optimizer.checkpoint_event_epilogue()  # as DeepSpeed does: copies that processes hold of each other's weights are stale
 
 
 @torch.no_grad()
