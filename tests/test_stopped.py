@@ -36,17 +36,18 @@ class Struck(Resumable):
         return super().training_step(*args, **kwargs)
 
 
-def train(*at: int | None) -> list[float]:
-    """Trainings of three steps, one after the other, each told to stop in its step `at`; the weights that are left."""
-    weights = []
+def train(*at: int | None) -> list[tuple[float, float]]:
+    """Trainings of three steps, one after the other, told to stop in step `at`; of each the weight and the mean loss."""
+    made = []
     with job.run(job.Job("two", "key")):
         for step in at:
-            args = TrainingArguments("runs", max_steps=3, save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True)
+            told = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True}
+            args = TrainingArguments("runs", max_steps=3, logging_steps=3, learning_rate=0.25, **told)
             trainer = Struck(Plain(), args, train_dataset=[{"number": torch.tensor(1.0)}] * 24)
             trainer.at = step
             resuming.train(trainer, "two")
-            weights.append(trainer.model.weight.item())
-    return weights
+            made.append((trainer.model.weight.item(), trainer.state.log_history[0]["loss"]))
+    return made
 
 
 @pytest.mark.slow
