@@ -21,13 +21,16 @@ from pipelines.order import Order, TrainJob
 from pipelines.stages import Stage
 from pipelines.watch import TrainingError
 from unimed import environment, hashes, job, params, step
-from unimed.errors import BAD_INPUT, InputError
+from unimed.errors import BAD_INPUT, STOPPED, InputError
 from unimed.store import Store
 
 ROOT = Path(__file__).parent.parent
 """Where the image keeps the project."""
 
-KILLED = 128 + signal.SIGKILL
+KILLED, TERMINATED = 128 + signal.SIGKILL, 128 + signal.SIGTERM
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--shutdown-timeout=600")
+"""What starts several processes; told to stop, it gives them the time to save. Who told it kills all sooner where he will not wait."""
 
 log = logging.getLogger("pod")
 
@@ -58,30 +61,39 @@ class Pod:
 
     def execute(self, folder: Path) -> None:
         """Run the stage's command in `folder`; ends this program with the command's exit code when that is not 0."""
-        fault = folder / "input.fault"
+        ends = folder / "ends"
+        ends.mkdir()
         order = {job.RECIPE: self.order.recipe, job.REVISION: self.order.revision, job.IMAGE: self.order.image}
         path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
-        environ = os.environ | order | {job.FAULT: str(fault), job.RUN: self.run, "PYTHONPATH": path}
+        environ = os.environ | order | {job.ENDS: str(ends), job.RUN: self.run, "PYTHONPATH": path}
         child = subprocess.Popen(self._command(), cwd=folder, env=environ)
         try:
             code = child.wait()
+        except SystemExit:  # this pod is told to stop, and so is the stage, whose own word counts
+            code = TERMINATED
         finally:
             child.terminate()
             child.wait()
         if code:
-            code = BAD_INPUT if fault.exists() else code if code > 0 else 128 - code
-            cause = "; it was killed, mostly for want of memory" if code == KILLED else ""
-            log.error("stage %s failed with exit code %d%s", self.stage.name, code, cause)
+            code = job.noted_end(ends) or (code if code > 0 else 128 - code)
+            self._explain(code)
             sys.exit(code)
+
+    def _explain(self, code: int) -> None:
+        if code in (STOPPED, TERMINATED):
+            log.warning("stage %s was told to stop, and ended with exit code %d", self.stage.name, code)
+            return
+        cause = "; it was killed, mostly for want of memory" if code == KILLED else ""
+        log.error("stage %s failed with exit code %d%s", self.stage.name, code, cause)
 
     def _command(self) -> list[str]:
         """The command of dvc.yaml on this Python, through torchrun when several processes share the work."""
         _, *words = self.stage.command
         if self.order.train_job:
-            return [sys.executable, "-m", "torch.distributed.run", *words]
+            return [*TORCHRUN, *words]
         if self.order.processes == 1:
             return [sys.executable, *words]
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.order.processes}", *words]
+        return [*TORCHRUN, "--standalone", f"--nproc-per-node={self.order.processes}", *words]
 
     def keep(self, folder: Path, digests: dict[str, str]) -> dict[str, str]:
         """Put the outputs into the store, with the record of how they were made; returns their hashes by path."""

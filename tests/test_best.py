@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from unimed import job
 from unimed.rl import trainer as rewarded
-from unimed.train import resuming
+from unimed.train import checkpoints, resuming
 from unimed.train.resuming import Resumable
 
 pytestmark = pytest.mark.slow
@@ -65,7 +65,7 @@ def run(losses, breaks_at=math.pi, boundary=1):
 
 def left():
     places = sorted(Path("runs").glob("*/checkpoints/1/step-*"))
-    return [int(place.name.removeprefix("step-")) for place in places], resuming.numbers_of(str(places[-1]))["best"]
+    return [int(place.name.removeprefix("step-")) for place in places], checkpoints.numbers_of(str(places[-1]))["best"]
 
 
 def test_the_checkpoint_with_the_least_mean_loss_stays_beside_the_newest_two():
@@ -90,7 +90,7 @@ def test_a_run_that_goes_on_knows_the_best_from_before_and_takes_the_newest():
     losses = [5.0, 1.0, 4.0, 6.0, 3.0, 2.0]
     assert run(losses, breaks_at=6.0) == ([2, 3], {"step": 2, "mean": 1.0})
     place = Path("runs/said-key/checkpoints/1")
-    assert resuming.newest(place) == place / "step-00000003"
+    assert checkpoints.newest(place) == place / "step-00000003"
     assert run(losses) == ([2, 5, 6], {"step": 2, "mean": 1.0})
 
 

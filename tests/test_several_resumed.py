@@ -15,7 +15,7 @@ from test_processes import TWO
 from conftest import ROOT
 from unimed.errors import STOPPED, InputError
 from unimed.model import artifacts
-from unimed.train import resuming
+from unimed.train import checkpoints
 from unimed.train.together import Together
 
 PROGRAM = """
@@ -89,7 +89,7 @@ def test_two_processes_killed_then_told_to_stop_go_on_to_the_bits_of_two_left_al
     assert f"exitcode  : {STOPPED}" in stopped.stderr
     assert [(one / f"{rank}.code").read_text() for rank in (0, 1)] == [str(STOPPED)] * 2
     assert 5 <= reached(one) < 8
-    best = resuming.numbers_of(str(resuming.newest(one / "runs/tiny-key/checkpoints/1")))["best"]
+    best = checkpoints.numbers_of(str(checkpoints.newest(one / "runs/tiny-key/checkpoints/1")))["best"]
     for folder in (one, other):
         done = run(folder)
         assert done.returncode == 0, done.stderr[-4000:]
@@ -104,18 +104,27 @@ def test_two_processes_killed_then_told_to_stop_go_on_to_the_bits_of_two_left_al
     assert best == {"step": least["step"], "mean": pytest.approx(least["loss"])}, "the mean over both"
 
 
-def checkpoint(folder: Path, processes: int) -> Path:
+def checkpoint(folder: Path, processes: int, told: dict | None = None) -> Path:
     """A sealed one, as far as its choice looks into it."""
     place = folder / "step-00000007"
     place.mkdir(parents=True)
-    (place / resuming.NUMBERS).write_text(json.dumps({"random": [{}] * processes}))
+    (place / checkpoints.NUMBERS).write_text(json.dumps({"random": [{}] * processes, "deepspeed": told}))
     artifacts.seal(place, {})
     return place
 
 
 def test_a_checkpoint_of_another_number_of_processes_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"step-00000007: expected a checkpoint of 1 processes, found one of 2; start as many, or delete"):
-        resuming.agreed(checkpoint(tmp_path / "two", 2).parent, Together())
+        checkpoints.agreed(checkpoint(tmp_path / "two", 2).parent, Together())
     place = checkpoint(tmp_path / "one", 1)
-    assert resuming.agreed(place.parent, Together()) == place
-    assert resuming.agreed(tmp_path / "none", Together()) is None
+    assert checkpoints.agreed(place.parent, Together()) == place
+    assert checkpoints.agreed(tmp_path / "none", Together()) is None
+
+
+def test_a_checkpoint_made_under_another_configuration_of_deepspeed_is_refused(tmp_path):
+    two, three = ({"zero_optimization": {"stage": stage}} for stage in (2, 3))
+    place = checkpoint(tmp_path, 1, two)
+    assert checkpoints.agreed(tmp_path, Together(), two) == place
+    for told in (three, None):
+        with pytest.raises(InputError, match=r"step-00000007: expected a checkpoint made under DeepSpeed's present .*; put that back, or"):
+            checkpoints.agreed(tmp_path, Together(), told)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from conftest import Project
-from unimed import outputs, step
-from unimed.errors import BAD_INPUT
+from unimed import job, outputs, step
+from unimed.errors import BAD_INPUT, STOPPED
 from unimed.settings import Tracking
 from unimed.step import Input, Output
 
@@ -69,6 +69,29 @@ def test_faulty_input_ends_with_one_sentence_and_code_78(project: Project):
     assert done.returncode == BAD_INPUT
     assert done.stderr.splitlines()[-1].endswith("weights.bin: expected one thing, found another")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("ends", "whole"),
+    [
+        ((STOPPED, STOPPED), STOPPED),
+        ((STOPPED, None), None),
+        ((STOPPED, 143), None),
+        ((143, BAD_INPUT), BAD_INPUT),
+        ((STOPPED, BAD_INPUT), BAD_INPUT),
+        ((), None),
+    ],
+    ids=str,
+)
+def test_processes_are_told_to_stop_together_when_all_say_so_and_at_fault_when_one_does(tmp_path: Path, monkeypatch, ends, whole):
+    monkeypatch.setenv(job.ENDS, str(tmp_path))
+    for rank, code in enumerate(ends):
+        monkeypatch.setenv("RANK", str(rank))
+        # A process that is killed ends without a word: any error that nobody expects leaves as much.
+        end = SystemExit(code) if code else KeyError("a defect")
+        with pytest.raises(type(end)), job.noting_end():
+            raise end
+    assert job.noted_end(tmp_path) == whole
 
 
 def test_a_defect_shows_its_traceback(project: Project):

@@ -1,16 +1,23 @@
 """A stage on several GPUs of one machine: torchrun starts a process for each, and what they make together is what one makes."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import candidate
+import psutil
 import pytest
 import yaml
 
-from conftest import NOWHERE, ROOT, Project
+from conftest import NOWHERE, ROOT
 from pipelines import stages
 from unimed import hashes
+from unimed.errors import BAD_INPUT, STOPPED
 from unimed.model import artifacts, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not shutil.which("g++"), reason="torch's collectives are compiled with g++")]
@@ -25,27 +32,42 @@ def made(tmp_path_factory) -> Path:
     return root
 
 
-def align(made: Path, out: Path, processes: int, **environ: str):
-    """Run stage 1 in a pod with that many processes."""
+def start(made: Path, out: Path, processes: int, params: str = PARAMS) -> subprocess.Popen:
+    """Stage 1 in a pod with that many processes, which works in `out`."""
     artifact = {"name": "aligned", "type": {"schemaTitle": "system.Model"}, "uri": "run/align/aligned", "metadata": {}}
     told = {"outputs": {"artifacts": {"aligned": {"artifacts": [artifact]}}, "outputFile": str(out / "told.json")}}
     [stage] = [stage for stage in stages.read((ROOT / "dvc.yaml").read_text()) if stage.name == "align"]
     sources = dict.fromkeys(stage.inputs.values(), "made here")
     code = {path: hashes.code_hash(ROOT / path) for path in stage.code}
-    key = stages.recipe(stage, yaml.safe_load(PARAMS), sources | code)
+    key = stages.recipe(stage, yaml.safe_load(params), sources | code)
     order = {"stage": "align", "recipe": key, "sources": sources, "processes": processes}
-    words = ["--order", json.dumps(order), "--params", PARAMS, "--executor-input", json.dumps(told), "--"]
+    words = ["--order", json.dumps(order), "--params", params, "--executor-input", json.dumps(told), "--"]
     inputs = {"data": made / "valid/alignment", "shards": made / "shards", "foundation": made / "models/foundation"}
     places = inputs | {"aligned": out / "aligned"}
     ports = [word for name, place in places.items() for word in (f"--{name}", str(place))]
-    command = ["python", "-m", "pipelines.pod", *words, "python", "-m", "components.align", *ports]
-    return Project(ROOT).run(*command, MLFLOW_TRACKING_URI=NOWHERE, OMP_NUM_THREADS="1", **environ)
+    command = [sys.executable, "-m", "pipelines.pod", *words, "python", "-m", "components.align", *ports]
+    out.mkdir(parents=True)
+    known = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", ROOT))), "MLFLOW_TRACKING_URI": NOWHERE, "OMP_NUM_THREADS": "1"}
+    with (out / "said.txt").open("w") as said:
+        return subprocess.Popen(command, cwd=ROOT, env=os.environ | known | {"TMPDIR": str(out)}, stderr=said)
+
+
+def align(made: Path, out: Path, processes: int) -> tuple[int, str]:
+    """What such a pod ends with, and what it says."""
+    return start(made, out, processes).wait(), (out / "said.txt").read_text()
+
+
+def found(out: Path, pattern: str, pod: subprocess.Popen) -> list[Path]:
+    """Files in the pod's folder, waited for as long as it runs."""
+    while not (files := list(out.glob(f"*/runs/align-*/{pattern}"))) and pod.poll() is None:
+        time.sleep(0.005)
+    return files
 
 
 def test_two_processes_train_together_on_the_batches_of_one_and_leave_one_model(made: Path, tmp_path: Path):
     for count in (1, 2):
-        done = align(made, tmp_path / str(count), count)
-        assert done.returncode == 0, done.stderr[-4000:]
+        code, said = align(made, tmp_path / str(count), count)
+        assert code == 0, said[-4000:]
     one, two = (artifacts.verify(tmp_path / count / "aligned") for count in ("1", "2"))
     assert one["parents"] == two["parents"]
     assert one["data"] == two["data"]
@@ -59,7 +81,26 @@ def test_two_processes_train_together_on_the_batches_of_one_and_leave_one_model(
 def test_input_at_fault_keeps_its_exit_code_through_torchrun(made: Path, tmp_path: Path):
     spoilt = shutil.copytree(made, tmp_path / "made")
     (spoilt / "models/foundation/manifest.json").write_text("{}")
-    done = align(spoilt, tmp_path / "out", 2)
-    assert done.returncode == 78, done.stderr[-4000:]
-    assert "expected a manifest with files and parents" in done.stderr
+    code, said = align(spoilt, tmp_path / "out", 2)
+    assert code == BAD_INPUT, said[-4000:]
+    assert "expected a manifest with files and parents" in said
     assert not (tmp_path / "out/aligned").exists()
+
+
+@pytest.mark.parametrize(
+    ("whom", "number", "code"),
+    [("pod", signal.SIGTERM, STOPPED), ("worker", signal.SIGTERM, STOPPED), ("worker", signal.SIGKILL, 1)],
+    ids=["its pod is told to stop", "one of them is told to stop", "one of them is killed"],
+)
+def test_two_processes_end_as_stopped_exactly_when_both_have_saved(made: Path, tmp_path: Path, whom: str, number: int, code: int):
+    out = tmp_path / "out"
+    pod = start(made, out, 2, PARAMS.replace("max_steps: 3", "max_steps: 400"))
+    assert found(out, "metrics.jsonl", pod), (out / "said.txt").read_text()[-4000:]
+    workers = [each for each in psutil.Process(pod.pid).children(recursive=True) if each.environ().get("LOCAL_RANK") == "1"]
+    os.kill(pod.pid if whom == "pod" else workers[0].pid, number)
+    assert bool(found(out, "checkpoints/1/step-*/manifest.json", pod)) == (code == STOPPED)
+    assert pod.wait() == code
+    said = (out / "said.txt").read_text()
+    end = "was told to stop, and ended with" if code == STOPPED else "failed with"
+    assert f"stage align {end} exit code {code}" in said, said[-4000:]
+    assert not (out / "aligned").exists()

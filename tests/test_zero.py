@@ -55,3 +55,13 @@ def test_stage_5_refuses_spread_weights_in_one_sentence(tmp_path):
     place.write_text(json.dumps(SPREAD))
     with pytest.raises(InputError, match=r"zero.json: expected a stage of ZeRO below 3 in stage 5, which writes answers, found 3"):
         zero.refuse(None, place)
+
+
+def test_only_zero_2_and_zero_3_that_keep_all_on_the_gpu_are_gone_on_from_and_others_say_so(caplog):
+    away = {"device": "cpu"}
+    assert zero.is_resumable(None) and zero.is_resumable(ZERO) and zero.is_resumable(SPREAD)
+    assert zero.is_resumable({"zero_optimization": {"stage": 3, "offload_param": {"device": "none"}}})
+    assert not caplog.messages
+    others = ({}, {"stage": 0}, {"stage": 1}, {"stage": 2, "offload_optimizer": away}, {"stage": 3, "offload_param": away})
+    assert not any(zero.is_resumable({"zero_optimization": other}) for other in others)
+    assert len(caplog.messages) == 5 and "a run that is interrupted starts anew" in caplog.messages[0]

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from unimed import hashes, outputs, params, settings
+from unimed.errors import BAD_INPUT, STOPPED
 
 if TYPE_CHECKING:
     from pipelines.stages import Stage
 
 
-RUN, RECIPE, REVISION, FAULT = "UNIMED_RUN", "UNIMED_RECIPE", "UNIMED_REVISION", "UNIMED_FAULT"
+RUN, RECIPE, REVISION, ENDS = "UNIMED_RUN", "UNIMED_RECIPE", "UNIMED_REVISION", "UNIMED_ENDS"
 """Environment variables by which a pod says which pipeline run it belongs to, under which key and from which git revision it was compiled,
-and which file to make when the input is at fault: torchrun keeps the exit codes of its processes to itself."""
+and in which folder each process of the stage notes its exit code: torchrun keeps those of its processes to itself."""
 
 IMAGE = "UNIMED_IMAGE"
 """Environment variable with the container image that a pod runs, by digest."""
@@ -65,6 +66,29 @@ def run(job: Job) -> Iterator[None]:
         _places.pop()
     if outputs.is_leader():
         outputs.remove(job.folder / CHECKPOINTS)
+
+
+@contextlib.contextmanager
+def noting_end() -> Iterator[None]:
+    """Note the exit code that the block ends with, where a pod asked for it; until then, and for any other end, the note is empty."""
+    if not (folder := os.environ.get(ENDS)):
+        yield
+        return
+    note = Path(folder) / os.environ.get("RANK", "0")
+    note.touch()
+    try:
+        yield
+    except SystemExit as end:
+        note.write_text(f"{end.code}")
+        raise
+
+
+def noted_end(folder: Path) -> int | None:
+    """What the notes of a stage's processes come to: input at fault if one says so, told to stop if all do; else nothing."""
+    codes = {note.read_text() for note in folder.iterdir()}
+    if str(BAD_INPUT) in codes:
+        return BAD_INPUT
+    return STOPPED if codes == {str(STOPPED)} else None
 
 
 def next_checkpoints() -> Path | None:

@@ -6,7 +6,6 @@ A component calls `step.main(run)`; the signature of `run` is all it declares.
 import argparse
 import inspect
 import logging
-import os
 import random
 import signal
 import sys
@@ -57,13 +56,12 @@ def main(run: Run, registers: str | None = None) -> None:
     environment.settle()
     environment.start_logging()
     signal.signal(signal.SIGTERM, stop)
-    try:
-        _run(run, registers, sys.argv[1:])
-    except InputError as error:
-        log.error("%s", error)
-        if note := os.environ.get(job.FAULT):
-            Path(note).touch()
-        sys.exit(BAD_INPUT)
+    with job.noting_end():
+        try:
+            _run(run, registers, sys.argv[1:])
+        except InputError as error:
+            log.error("%s", error)
+            sys.exit(BAD_INPUT)
 
 
 def stop(number: int, frame: object) -> NoReturn:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unimed.sections import Failures
-from unimed.train import resuming
+from unimed.train import checkpoints
 from unimed.train.resuming import Resumable
 from unimed.train.tally import Tally
 from unimed.train.watch import Found, Watch
@@ -80,7 +80,7 @@ class Guarded(Resumable):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
-            self.tally.counts = resuming.numbers_of(checkpoint)["failures"]
+            self.tally.counts = checkpoints.numbers_of(checkpoint)["failures"]
 
     def note(self, parts: dict[str, Tensor]) -> None:
         """Keep numbers of this step for the next line of the log."""

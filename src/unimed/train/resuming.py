@@ -1,7 +1,7 @@
-"""Checkpoints of a training: complete or absent, verified before use, in safetensors and JSON. A resumed run ends in the same bits.
+"""A training that writes checkpoints and goes on from one: a resumed run ends in the same bits.
 
-One holds what trains, the state of optimizer and schedule and, of each process, that of its random generators and what it summed up for
-the next line of the log. The data need nothing: which sample comes when follows from the seed and the step.
+A checkpoint holds what trains, the state of optimizer and schedule and, of each process, that of its random generators and what it summed
+up for the next line of the log. The data need nothing: which sample comes when follows from the seed and the step.
 """
 
 import json
@@ -13,34 +13,21 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from unimed import job, outputs
-from unimed.errors import STOPPED, InputError
+from unimed.errors import STOPPED
 from unimed.model import artifacts, weights
-from unimed.train import generators
+from unimed.train import checkpoints, generators, zero
 from unimed.train.together import Together
 
 KEPT = 2
 """The newest checkpoints that stay, beside the best."""
 
 EVERY_SECONDS = 600.0
-NUMBERS = "numbers.json"
 log = logging.getLogger("resuming")
-
-
-def newest(folder: Path) -> Path | None:
-    """The newest checkpoint that verifies; those that do not are named in a warning and left out."""
-    for place in sorted(folder.glob("step-????????"), reverse=True):
-        try:
-            artifacts.verify(place)
-            return place
-        except InputError as error:
-            log.warning("checkpoint left out: %s", error)
-    return None
 
 
 class Resumable(Trainer):
@@ -48,6 +35,8 @@ class Resumable(Trainer):
 
     together: Together
     """The processes that train together."""
+    told: dict[str, Any] | None
+    """What DeepSpeed is told, if it is there."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.noted: dict[str, list[Tensor]] = {}
@@ -66,16 +55,23 @@ class Resumable(Trainer):
         """Write what `step-N` of the output folder holds, and remove all but the newest and the best."""
         self._judge()
         tensors, numbers = self._state()
+        place = Path(self.args.output_dir) / f"step-{self.state.global_step:08d}"
+        partial = outputs.beside(place, ".partial")
         if outputs.is_leader():
-            self._write(Path(self.args.output_dir) / f"step-{self.state.global_step:08d}", tensors, numbers)
+            outputs.remove(partial)
+            partial.mkdir(parents=True)
+        self.together.wait()
+        own = checkpoints.file_of(partial, self.together.rank)
+        safetensors.torch.save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, own)
+        outputs.flush(own)
+        self.together.wait()
+        if outputs.is_leader():
+            self._complete(partial, place, numbers)
         self.together.wait()
 
-    def _write(self, place: Path, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        partial = outputs.beside(place, ".partial")
-        outputs.remove(partial)
-        partial.mkdir(parents=True)
-        safetensors.torch.save_file(_stored(tensors), partial / artifacts.WEIGHTS)
-        (partial / NUMBERS).write_text(json.dumps(numbers) + "\n")
+    def _complete(self, partial: Path, place: Path, numbers: dict[str, Any]) -> None:
+        """Make a checkpoint of what all processes have written."""
+        (partial / checkpoints.NUMBERS).write_text(json.dumps(numbers) + "\n")
         self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
         artifacts.seal(partial, {})
         outputs.place(partial, place)
@@ -97,69 +93,74 @@ class Resumable(Trainer):
             self.best = {"step": self.state.global_step, "mean": total / count}
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that a resumed run needs, as tensors by name and as JSON; what each process has of its own stands under its rank."""
-        optimizer = self.optimizer.state_dict()
-        trained = {f"model/{name}": value for name, value in self.model.named_parameters() if value.requires_grad}
-        moments = {f"optimizer/{key}/{name}": value for key, state in optimizer["state"].items() for name, value in state.items()}
-        copies = {f"masters/{number:06d}": value for number, value in enumerate(optimizer.get("masters", ()))}
+        """All that a resumed run needs: tensors by name, as this process is to write them, and as JSON what the first one is."""
+        optimizer = zero.state_of(self.deepspeed.optimizer) if self.is_deepspeed_enabled else self.optimizer.state_dict()
         states, drawn = generators.state()
         summed = {"log/loss": self._tr_loss, **{f"log/{name}": torch.stack(values) for name, values in self.noted.items()}}
-        content = safetensors.torch.save(_stored(summed | {f"random/{name}": state for name, state in states.items()}))
-        every = enumerate(map(safetensors.torch.load, self.together.gathered(content)))
-        own = {f"{rank}/{name}": value for rank, tensors in every for name, value in tensors.items()}
+        own = summed | {f"random/{name}": state for name, state in states.items()}
+        trained = self._trained(optimizer) if self.together.rank == self._keeper else {}
         numbers = {
             "groups": optimizer["param_groups"],
             "schedule": self.lr_scheduler.state_dict(),
             "random": [json.loads(each) for each in self.together.gathered(json.dumps(drawn).encode())],
             "logged_at": self._globalstep_last_logged,
             "best": self.best,
+            "deepspeed": self.told,
         }
-        return {**trained, **moments, **copies, **own}, numbers
+        return trained | own, numbers
+
+    @property
+    def _keeper(self) -> int:
+        """The process that writes, and whose file holds, what trains here: ZeRO spreads it, else the first has what all have."""
+        return self.together.rank if self.is_deepspeed_enabled else 0
+
+    def _trained(self, optimizer: dict[str, Any]) -> dict[str, Tensor]:
+        """What trains and the optimizer's state. Under ZeRO the weights follow from the float32 copies that it steps."""
+        named = () if self.is_deepspeed_enabled else self.model.named_parameters()
+        trained = {f"model/{name}": value for name, value in named if value.requires_grad}
+        moments = {f"optimizer/{key}/{name}": value for key, state in optimizer["state"].items() for name, value in state.items()}
+        copies = {f"masters/{number:06d}": value for number, value in enumerate(optimizer.get("masters", ()))}
+        return trained | moments | copies
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        """Make all ready to go on; under DeepSpeed transformers would look for a checkpoint of DeepSpeed's own."""
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Give what trains the values of a checkpoint."""
         place = Path(resume_from_checkpoint)
-        weights.load(self.model, _tensors(resume_from_checkpoint, "model/"), place)
+        weights.load(self.model, checkpoints.tensors(checkpoints.file_of(place, self._keeper), "model/"), place)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Give optimizer and schedule the state of a checkpoint."""
         if checkpoint is None:
             return
+        file, numbers = checkpoints.file_of(Path(checkpoint), self._keeper), checkpoints.numbers_of(checkpoint)
         moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in _tensors(checkpoint, "optimizer/").items():
+        for name, value in checkpoints.tensors(file, "optimizer/").items():
             key, kind = name.split("/")
             moments.setdefault(int(key), {})[kind] = value
-        numbers = numbers_of(checkpoint)
-        copies = [value for _, value in sorted(_tensors(checkpoint, "masters/").items())]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": numbers["groups"]} | ({"masters": copies} if copies else {}))
+        copies = [value for _, value in sorted(checkpoints.tensors(file, "masters/").items())]
+        state = {"state": moments, "param_groups": numbers["groups"]} | ({"masters": copies} if copies else {})
+        if self.is_deepspeed_enabled:
+            zero.restore(self.deepspeed.optimizer, state)
+        else:
+            self.optimizer.load_state_dict(state)
         self.lr_scheduler.load_state_dict(numbers["schedule"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Give the random generators and the sums for the log the state of a checkpoint; called when all else stands."""
         if checkpoint is None:
             return
-        rank = self.together.rank
-        numbers, summed = numbers_of(checkpoint), _tensors(checkpoint, f"{rank}/log/")
-        generators.restore(_tensors(checkpoint, f"{rank}/random/"), numbers["random"][rank])
+        rank, numbers = self.together.rank, checkpoints.numbers_of(checkpoint)
+        file = checkpoints.file_of(Path(checkpoint), rank)
+        generators.restore(checkpoints.tensors(file, "random/"), numbers["random"][rank])
+        summed = checkpoints.tensors(file, "log/")
         self._tr_loss = summed.pop("loss").to(self.args.device)
         self.noted = {name: list(values.to(self.args.device)) for name, values in summed.items()}
         self._globalstep_last_logged, self.best = numbers["logged_at"], numbers["best"]
-
-
-def _tensors(checkpoint: str, prefix: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint whose names begin so, by the rest of their names; no others are read."""
-    with safe_open(Path(checkpoint) / artifacts.WEIGHTS, framework="pt") as file:
-        return {name.removeprefix(prefix): file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
-
-
-def _stored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors takes them."""
-    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-
-
-def numbers_of(checkpoint: str) -> dict[str, Any]:
-    """What a checkpoint holds besides tensors."""
-    return json.loads((Path(checkpoint) / NUMBERS).read_text())
 
 
 class Saving(TrainerCallback):
@@ -192,42 +193,26 @@ class Saving(TrainerCallback):
         control.should_training_stop |= is_stopped
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        is_cut = control.should_training_stop and state.global_step < state.max_steps
+        # In the last step too, or even after it: another training may follow, which would know nothing of it.
+        is_stopped = any(self.together.greatest(self.told_to_stop))
         # torchrun tells the other processes to stop when the first has ended: they are about to, and say so with their own exit code.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN if is_cut else self.before)
-        if is_cut:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if is_stopped else self.before)
+        if is_stopped:
             raise SystemExit(STOPPED)
 
 
 def train(trainer: Resumable, label: str, boundary: int = 1) -> None:
     """Train from the newest checkpoint of this recipe, or from the start; checkpoints are written as it goes.
 
-    Runs under DeepSpeed write none. Raises SystemExit with 75 when told to stop.
+    DeepSpeed's other ways than ZeRO-2 and ZeRO-3 write none. Raises SystemExit with 75 when told to stop.
     """
-    place = job.next_checkpoints()
-    if place is None or trainer.is_deepspeed_enabled:
+    place, trainer.told = job.next_checkpoints(), zero.configuration(trainer)
+    if place is None or not zero.is_resumable(trainer.told):
         trainer.train()
         return
     trainer.args.output_dir, trainer.together = str(place), Together()
     trainer.add_callback(Saving(trainer.together, boundary))
-    found = agreed(place, trainer.together)
+    found = checkpoints.agreed(place, trainer.together, trainer.told)
     if found:
         log.info("%s goes on from %s", label, found)
     trainer.train(resume_from_checkpoint=str(found) if found else None)
-
-
-def agreed(folder: Path, together: Together) -> Path | None:
-    """The newest checkpoint that the first process can verify. Raises InputError where this one cannot go on from it."""
-    mine = newest(folder) if outputs.is_leader() else None
-    name = together.gathered(mine.name.encode() if mine else b"")[0].decode()
-    if not name:
-        return None
-    found = folder / name
-    if not found.is_dir():
-        raise InputError(
-            f"{found}: expected the checkpoint of the first process, found none; processes of several machines need one folder"
-        )
-    if (count := len(numbers_of(str(found))["random"])) != together.count:
-        remedy = "start as many, or delete it to start anew"
-        raise InputError(f"{found}: expected a checkpoint of {together.count} processes, found one of {count}; {remedy}")
-    return found

@@ -1,13 +1,62 @@
-"""The third stage of DeepSpeed's ZeRO, which spreads every weight over the processes; a model is whole again afterwards."""
+"""DeepSpeed's ZeRO, which spreads the optimizer's state over the processes and, in its third stage, every weight.
+
+What a process holds of that state goes into checkpoints and back; a model is whole again after its training.
+"""
 
 import json
+import logging
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate.utils.deepspeed import HfDeepSpeedConfig
+from torch import distributed
 from transformers import Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
 from unimed.errors import InputError
+
+log = logging.getLogger("zero")
+
+NAMES = {2: ("base_optimizer_state", "single_partition_of_fp32_groups"), 3: ("optimizer_state_dict", "fp32_flat_groups")}
+"""What DeepSpeed calls, in each stage of ZeRO, the state of the optimizer inside and the float32 weights that it steps."""
+
+
+def configuration(trainer: Trainer) -> dict[str, Any] | None:
+    """What a trainer's DeepSpeed is told; None without DeepSpeed."""
+    return json.loads(Path(trainer.args.deepspeed).read_text()) if trainer.is_deepspeed_enabled else None
+
+
+def is_resumable(told: dict[str, Any] | None) -> bool:
+    """Whether a training under this configuration can be stored and gone on from: in ZeRO-2 and ZeRO-3 without offload."""
+    if told is None:
+        return True
+    found = HfDeepSpeedConfig(told)
+    if (found.is_zero2() or found.is_zero3()) and not found.is_offload():
+        return True
+    log.warning("no checkpoints under DeepSpeed but in ZeRO-2 and ZeRO-3 without offload: a run that is interrupted starts anew")
+    return False
+
+
+def state_of(optimizer: Any) -> dict[str, Any]:
+    """What this process holds of the state of ZeRO's optimizer, in the form of `MasterAdamW`'s."""
+    whole = optimizer.state_dict()
+    moments, masters = NAMES[whole["zero_stage"]]
+    return whole[moments] | {"masters": whole[masters]}
+
+
+@torch.no_grad()
+def restore(optimizer: Any, state: dict[str, Any]) -> None:
+    """Give ZeRO's optimizer what `state_of` took in this process, and the model the weights that follow from it in all of them."""
+    whole = optimizer.state_dict()
+    stage = whole["zero_stage"]
+    moments, masters = NAMES[stage]
+    whole |= {moments: {name: value for name, value in state.items() if name != "masters"}, masters: state["masters"]}
+    optimizer.load_state_dict({distributed.get_rank(): whole}, load_from_fp32_weights=True)
+    if stage == 2:
+        optimizer.update_lp_params()
+    else:
+        optimizer.checkpoint_event_epilogue()  # as DeepSpeed does: copies that processes hold of each other's weights are stale
 
 
 @torch.no_grad()

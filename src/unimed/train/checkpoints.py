@@ -1,0 +1,68 @@
+"""Checkpoints of a training on disk: complete or absent, verified before use, in safetensors and JSON.
+
+Each process writes a file of tensors: what is the same in all stands in the first one's, what ZeRO spreads over them in each.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from unimed import outputs
+from unimed.errors import InputError
+from unimed.model import artifacts
+from unimed.train.together import Together
+
+NUMBERS = "numbers.json"
+log = logging.getLogger("resuming")
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint that verifies; those that do not are named in a warning and left out."""
+    for place in sorted(folder.glob("step-????????"), reverse=True):
+        try:
+            artifacts.verify(place)
+            return place
+        except InputError as error:
+            log.warning("checkpoint left out: %s", error)
+    return None
+
+
+def agreed(folder: Path, together: Together, told: dict[str, Any] | None = None) -> Path | None:
+    """The newest checkpoint that the first process can verify. Raises InputError where this one cannot go on from it."""
+    mine = newest(folder) if outputs.is_leader() else None
+    name = together.gathered(mine.name.encode() if mine else b"")[0].decode()
+    if not name:
+        return None
+    found = folder / name
+    if not found.is_dir():
+        raise InputError(
+            f"{found}: expected the checkpoint of the first process, found none; processes of several machines need one folder"
+        )
+    numbers = numbers_of(str(found))
+    if (count := len(numbers["random"])) != together.count:
+        remedy = "start as many, or delete it to start anew"
+        raise InputError(f"{found}: expected a checkpoint of {together.count} processes, found one of {count}; {remedy}")
+    if numbers["deepspeed"] != told:
+        remedy = "put that back, or delete it to start anew"
+        raise InputError(f"{found}: expected a checkpoint made under DeepSpeed's present configuration, found another's; {remedy}")
+    return found
+
+
+def file_of(checkpoint: Path, rank: int) -> Path:
+    """Where a checkpoint holds the tensors of a process."""
+    return checkpoint / f"process-{rank:05d}.safetensors"
+
+
+def tensors(path: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors of a file whose names begin so, by the rest of their names; no others are read."""
+    with safe_open(path, framework="pt") as file:
+        return {name.removeprefix(prefix): file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
+
+
+def numbers_of(checkpoint: str) -> dict[str, Any]:
+    """What a checkpoint holds besides tensors."""
+    return json.loads((Path(checkpoint) / NUMBERS).read_text())
