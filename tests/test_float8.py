@@ -36,7 +36,8 @@ def test_a_row_is_rounded_to_eight_bits_of_which_its_largest_number_uses_all():
     assert small.float()[0].tolist() == [448.0, 16.0, -0.3125, 0.0]
     assert small.float()[1].tolist() == [448.0, 16.0, -0.3125, 0.0]
     assert scale[:2].flatten().tolist() == pytest.approx([1.0, 0.01])
-    assert (small.float()[2] == 0).all() and scale.isfinite().all()
+    assert (small.float()[2] == 0).all()
+    assert scale[2] >= torch.finfo(torch.float32).tiny, "a smaller one may be taken for zero, by which nothing can be divided"
 
 
 def test_the_product_and_its_gradient_are_those_of_the_rounded_numbers():
