@@ -36,7 +36,7 @@ mine = out / os.environ.get("RANK", "alone")
 samples = [tiny.sample(mine, tiny.turn(f"Is there a nodule {seed}?", ("yes", "no")[seed % 2]), seed=seed) for seed in range(8)]
 model = tiny.stirred()
 trained = loop.train_only(model, assemble.ALIGNED)
-settings = Optimisation(batch_size=4, max_steps=2, learning_rate=0.01, warmup_steps=0, **changes)
+settings = Optimisation(**{"batch_size": 4, "max_steps": 2, "learning_rate": 0.01, "warmup_steps": 0} | changes)
 history = loop.fit(model, tiny.samples(*samples), Collator(tiny.processor()), settings, 0, "tiny")
 moved = {name: float(value.sum()) for name, value in model.named_parameters() if name in trained}
 (mine / "found.json").write_text(json.dumps([[entry["loss"] for entry in history], moved]))
@@ -60,6 +60,17 @@ def trained(folder, *launcher, **changes):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles its communication when it first starts, with g++")
 def test_two_processes_under_zero_2_get_the_loss_and_the_weights_of_one(tmp_path):
     assert_equal(trained(tmp_path / "two", *TWO, deepspeed=str(tmp_path / "two/zero.json")), trained(tmp_path / "one"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles its communication when it first starts, with g++")
+def test_what_trains_in_bfloat16_under_zero_2_is_handed_on_as_the_optimizer_has_it(tmp_path):
+    """Steps of AdamW are of the learning rate's size at first: in bfloat16 a weight of 1 has no digits for 0.001."""
+    two = trained(tmp_path / "two", *TWO, deepspeed=str(tmp_path / "two/zero.json"), dtype="bfloat16", learning_rate=0.001)
+    [(_, alone)] = trained(tmp_path / "one", dtype="bfloat16", learning_rate=0.001)
+    name = "model.encoder.fusions.0.norm.weight"  # all near one, each moved by two steps
+    for _, moved in two:
+        assert moved[name] == pytest.approx(alone[name], abs=2e-4)
 
 
 @pytest.mark.slow

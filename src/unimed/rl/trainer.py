@@ -24,7 +24,7 @@ from unimed.rewarding import Grpo
 from unimed.rl import prompts, rewards, rollout
 from unimed.rl.drawn import dataset
 from unimed.rl.policy import Policy
-from unimed.train import fast_path, resuming
+from unimed.train import fast_path, resuming, zero
 from unimed.train.batch import Collator
 from unimed.train.draws import Draws
 from unimed.train.loop import fit, per_process
@@ -76,6 +76,7 @@ def reinforce(
     with policy(model, processor, mixture, settings, seed) as trainer:
         resuming.train(trainer, "grpo", boundary=settings.updates_per_rollout)
         trainer.arrive()
+        zero.gather(trainer)
     model.eval()
     # Without seconds: the same training leaves the same bytes. Tracking has been told them.
     return [{name: value for name, value in entry.items() if name != "step_time"} for entry in trainer.state.log_history if LOGGED in entry]

@@ -61,9 +61,20 @@ def restore(optimizer: Any, state: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def gather(trainer: Trainer) -> None:
-    """Give each process the trained model whole, on the CPU, where ZeRO had spread it; else nothing happens."""
-    if not (trainer.is_deepspeed_enabled and is_deepspeed_zero3_enabled()):
+    """Give each process what trained as the optimizer has it, in float32, and all else whole, on the CPU, where ZeRO had spread it."""
+    if not trainer.is_deepspeed_enabled:
         return
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    masters = {parameter: master for parameter in trained if (master := safe_get_full_fp32_param(parameter)) is not None}
+    if is_deepspeed_zero3_enabled():
+        _put_together(trainer)
+    for parameter, master in masters.items():
+        parameter.data = master.to(parameter.device, copy=True)
+
+
+def _put_together(trainer: Trainer) -> None:
     from deepspeed.runtime.zero import GatheredParameters
 
     trainer.model_wrapped.destroy()
