@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
+import s3
 from PIL import Image
 
 from unimed.config import Ingest, Split, Subset, Validate
 from unimed.data import ingest, subset, tables
+from unimed.errors import InputError
 
 CLASSES = {"SetA": {"liver": 1, "kidney": 2}, "SetB": {"kidney": 1, "liver": 2}}
 STEMS = (
@@ -154,6 +157,14 @@ def ingested(root: Path, out: Path, settings: Ingest = TOLERANT, seed: int = 0) 
     """Ingest `root` into `out`/shards and `out`/tables; gives `out`."""
     ingest.write(root, out / "shards", out / "tables", seed=seed, ingest=settings)
     return out
+
+
+def refused(root: Path, out: Path, message: str) -> None:
+    """Ingesting `root` ends with one sentence like `message`, without a secret, and leaves nothing."""
+    with pytest.raises(InputError, match=message) as error:
+        ingested(root, out)
+    assert s3.SECRET not in str(error.value) and "\n" not in str(error.value)
+    assert not (out / "tables").exists() and not (out / "shards").exists()
 
 
 def chosen(out: Path, task: str) -> Path:

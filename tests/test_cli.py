@@ -1,7 +1,6 @@
 """The command line and the demo: what a first-time user touches."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -25,13 +24,24 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_help_answers_within_a_second_and_says_research_only(project: Project):
-    def seconds() -> float:
-        started = time.monotonic()
-        assert NOTICE in project.run("unimed", "--help").stdout
-        return time.monotonic() - started
-
-    assert min(seconds() for _ in range(3)) < 1  # the best of three: other work on the machine is not ours
+def test_help_loads_no_library_that_takes_seconds_and_says_research_only(project: Project):
+    found = project.run("unimed", "--help", PYTHONPROFILEIMPORTTIME="1")
+    assert NOTICE in found.stdout
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in found.stderr.splitlines()}
+    assert "typer" in loaded
+    assert not loaded & {
+        "torch",
+        "transformers",
+        "numpy",
+        "pandas",
+        "pyarrow",
+        "duckdb",
+        "mlflow",
+        "kfp",
+        "boto3",
+        "great_expectations",
+        "dvc",
+    }
 
 
 def test_phantoms_of_one_seed_are_the_same_bytes_and_of_another_are_not(project: Project):
