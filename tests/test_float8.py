@@ -3,6 +3,7 @@
 import pytest
 import tiny
 import torch
+from problems import settings as rewarded
 from pydantic import ValidationError
 from test_fast_path import with_adapter
 from test_loop import several
@@ -173,5 +174,7 @@ def test_the_copies_are_counted_before_a_run():
 def test_eight_bits_are_refused_where_they_do_not_go():
     with pytest.raises(ValidationError, match="float8 needs dtype bfloat16"):
         Optimisation(**ROWS, float8=True)
+    with pytest.raises(ValidationError, match="float8 must be left out here: answers are written by the weights as they are"):
+        rewarded(dtype="bfloat16", float8=True)
     with pytest.raises(ValidationError, match="and no deepspeed"):
         Optimisation(**ROWS | {"samples_at_once": None}, dtype="bfloat16", float8=True, deepspeed="zero.json")
