@@ -18,11 +18,12 @@ def test_every_stage_is_measured_beside_its_baseline(tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     gpu.main("tiny", 64, 1, ["stage1", "stage2", "mix", "stage3", "stage4", "canvases", "rollout"], compile=False)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    names = ["1, encoders", "2, words alone", "2, mixed lengths", "2, encoders", "3, over stage 2"]
+    both = [f"{name}{bits}" for name in ("1, encoders", "2, words alone") for bits in ("", ", float8")]
+    names = [*both, "2, mixed lengths", "2, encoders", "3, over stage 2"]
     tiled = ["1, canvases", "2, canvases"]
     written = [name for level in ("sequence", "token") for name in (f"5, rollout, routers by {level}", "5, its steps alone")]
     assert [row[0] for row in rows[2:]] == [*names, "4, 2 experts over one LoRA", "4, 4 experts over one LoRA", *tiled, *written]
-    assert all(" x " in row[2] and "% of " in row[3] for row in rows[2:5] + rows[-4::2])
+    assert all(" x " in row[2] and "% of " in row[3] for row in rows[2:7] + rows[-4::2])
 
 
 def test_the_limit_of_a_rollout_is_what_a_step_must_read():
