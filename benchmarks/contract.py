@@ -1,10 +1,9 @@
-"""The data contract at the size of SA-Med2D-20M: seconds and memory of the table checks, and what a second validation costs.
+"""The data contract at the size of SA-Med2D-20M: seconds and memory of the table checks. What pixels cost is in benchmarks/data.py.
 
 Run it alone on a machine: `python -m benchmarks.contract`. Most of its time goes to making 20 million masks.
 """
 
 import os
-import statistics
 import tempfile
 import threading
 import time
@@ -21,15 +20,13 @@ import yaml
 from benchmarks.contract_tables import (
     MASKS_PER_CONVERSATION,
     MASKS_PER_IMAGE,
-    SIDE,
-    pack,
     write_image_facts,
     write_mask_facts,
     write_tables,
 )
 from unimed import environment
 from unimed.config import Validate
-from unimed.data import contract, facts, judging, passing, tables
+from unimed.data import facts, judging, passing
 from unimed.data.promises import contract as promised
 
 
@@ -104,32 +101,6 @@ def at_size(count: int, bounds: Validate, place: Path) -> None:
     )
 
 
-def twice(images: int, bounds: Validate, place: Path) -> None:
-    """Validate a subset with pictures again and again and print what that costs when nothing changed."""
-    subset, watch = place / "subset", Watch()
-    subset.mkdir(parents=True)
-    write_tables(subset, images * MASKS_PER_IMAGE)
-    pack(subset, place / "shards")
-    for name in ("first", "second", "third", "fourth"):
-        with watch.step(name):
-            contract.write(subset, place / "shards", place / name, bounds)
-    again = statistics.median(list(watch.seconds.values())[1:])
-    with facts.opened(subset, place / "shards") as connection:
-        _, evidence = judging.find(connection, promised(bounds))
-        with watch.step("judged"):
-            judging.expect(evidence, promised(bounds))
-    first, judged = watch.seconds["first"], watch.seconds["judged"]
-    _table(
-        f"{images:,} images of {SIDE} x {SIDE}, {images * MASKS_PER_IMAGE:,} masks",
-        {
-            "first validation, with the import of Great Expectations": f"{first:.1f} s",
-            "again, nothing changed (median of 3)": f"{again:.1f} s, {again / first:.1%} of the first",
-            "Great Expectations, asked anew": f"{judged:.1f} s, {judged / first:.1%} of the first",
-        },
-    )
-    assert all(tables.digest(place / name) == tables.digest(place / "first") for name in watch.seconds if (place / name).exists())
-
-
 def _table(title: str, rows: dict[str, str]) -> None:
     typer.echo(f"| {title} | |\n|---|---|")
     for name, value in rows.items():
@@ -139,15 +110,13 @@ def _table(title: str, rows: dict[str, str]) -> None:
 
 def main(
     masks: Annotated[int, typer.Option(min=64, help="Rows of the table of masks, without pictures.")] = 20_000_000,
-    images: Annotated[int, typer.Option(min=16, help="Images that are validated with their pixels.")] = 10_000,
 ) -> None:
-    """Print both tables."""
+    """Print the table."""
     environment.settle()
     bounds = Validate.model_validate(yaml.safe_load(Path("params.yaml").read_text())["validate"])
     with tempfile.TemporaryDirectory(prefix="unimed-contract-") as scratch:
         os.environ["XDG_CACHE_HOME"] = f"{scratch}/cache"
         at_size(masks, bounds, Path(scratch) / "tables")
-        twice(images, bounds, Path(scratch) / "pictures")
 
 
 if __name__ == "__main__":

@@ -1,21 +1,18 @@
-"""Sound subsets of any size, made up: tables of images, masks and conversations, and shards of pictures where they are wanted."""
+"""Sound subsets of any size, made up: tables of images, masks and conversations, and the facts that their pixels would give."""
 
 import hashlib
-import io
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
-from unimed.data import image_facts, mask_facts, masks, runs, shards, sql, tables
+from unimed.data import image_facts, mask_facts, masks, runs, sql, tables
 
 MASKS_PER_IMAGE, MASKS_PER_CONVERSATION = 4, 64
 """As in SA-Med2D-20M with MeCoVQA: 4.6 M images, 20 M masks, 310 k conversations."""
 
-SIDE, SHAPES, CLASSES, PICTURES = 512, 997, 30, 40
+SIDE, SHAPES, CLASSES = 512, 997, 30
 SEED = 0
 
 
@@ -43,6 +40,11 @@ def write_tables(folder: Path, count: int) -> None:
     )
     spoken = count // MASKS_PER_CONVERSATION
     sql.write(folder / "conversations.parquet", map(_conversations, *_chunks(spoken)), tables.CONVERSATIONS)
+    write_manifest(folder)
+
+
+def write_manifest(folder: Path) -> None:
+    """Write what a validation reads of a manifest."""
     nothing = dict.fromkeys(("asked", "available", "taken"), 0)
     tables.write_json(folder / "manifest.json", {"task": "grounding", "splits": dict.fromkeys(tables.SPLITS, nothing)})
 
@@ -134,30 +136,3 @@ def write_mask_facts(subset: Path, folder: Path) -> None:
     for group in mask_facts.groups(subset / "masks.parquet", folder, "masks"):
         rows = mask_facts.read(group)
         pq.write_table(mask_facts.facts(rows, measured.take(rows["row"].to_numpy() % SHAPES)), group.path, compression="zstd")
-
-
-@dataclass(frozen=True)
-class _Packed:
-    sample_id: str
-    content: bytes
-
-
-def pack(subset: Path, folder: Path) -> None:
-    """Put pictures into shards and note them in the samples.parquet of a subset."""
-    rows, drawn = tables.read(subset / "samples.parquet", tables.SAMPLES), [_png(number) for number in range(PICTURES)]
-    items = (_Packed(key, drawn[number % PICTURES]) for number, key in enumerate(rows["sample_id"]))
-    placed = {item.sample_id: (place, hashlib.sha256(item.content).hexdigest()) for item, place in shards.write(folder, items, 64 * 2**20)}
-    for name in ("shard", "offset", "size"):
-        rows[name] = [getattr(placed[key][0], name) for key in rows["sample_id"]]
-    rows["sha256"] = [placed[key][1] for key in rows["sample_id"]]
-    tables.write(rows, tables.SAMPLES, subset / "samples.parquet", by=("dataset", "case", "sample_id"))
-
-
-def _png(number: int) -> bytes:
-    """A grey picture, smooth with noise on it as a scanner leaves it."""
-    draw = np.random.default_rng([SEED, number])
-    y, x = np.mgrid[:SIDE, :SIDE] / SIDE
-    smooth = 110 + 60 * np.sin(9 * x * draw.uniform(0.5, 2)) * np.cos(7 * y * draw.uniform(0.5, 2))
-    stream = io.BytesIO()
-    Image.fromarray(np.clip(smooth + draw.normal(0, 6, smooth.shape), 0, 255).astype(np.uint8)).save(stream, "PNG")
-    return stream.getvalue()

@@ -1,28 +1,32 @@
-"""What ingest costs at the size of SA-Med2D-20M, each number beside a baseline of the same run: packing, memory, random access, tables.
+"""What data cost at the size of SA-Med2D-20M, each number beside a baseline of the same run: packing, memory, access, validation, tables.
 
-Run it alone on a machine: `python benchmarks/data.py --scratch FOLDER`; 100,000 images take about 15 GB there.
+Run it alone on a machine: `python -m benchmarks.data --scratch FOLDER`; 100,000 images take 60 GB there. To make them takes most of the
+time: with `--raw FOLDER` they are kept for another run.
 """
 
 import json
 import multiprocessing
 import os
 import random
+import shutil
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import psutil
 import typer
+import yaml
 from PIL import Image
 
-from benchmarks import release_rows, tree
-from unimed.config import Ingest, Split
-from unimed.data import ingest, masks, raw, samples
+from benchmarks import contract_tables, release_rows, tree
+from unimed import environment
+from unimed.config import Ingest, Split, Validate
+from unimed.data import contract, facts, ingest, judging, masks, promises, raw, samples
 from unimed.data.tables import Tables
 
 SETTINGS = Ingest(split=Split(train=0.9, val=0.05, test=0.05), max_bad_fraction=0, max_pixels=2**25, shard_size_mb=64, licences={})
@@ -57,17 +61,23 @@ def _held(pid: int) -> int:
 def decoding(root: Path, numbers: list[int]) -> float:
     """Seconds of one core for the pixels of an image and its masks, the median of a few rounds."""
     files = [root / raw.PIXELS / path for number in numbers for path in (f"images/{tree.stem(number)}.png", *tree.masks(number))]
-    return _median(lambda: [np.asarray(Image.open(file)) for file in files]) / len(numbers)
+    return _median(_pixels, files) / len(numbers)
 
 
-def _median(work: Callable[[], Any]) -> float:
-    work()  # warms the page cache
-    return statistics.median(_seconds(work) for _ in range(ROUNDS))
+def _pixels(file: Path) -> None:
+    np.asarray(Image.open(file))
 
 
-def _seconds(work: Callable[[], Any]) -> float:
+def _median(work: Callable[[Any], object], items: Sequence[Any]) -> float:
+    """Seconds for all items, each let go before the next, as a loader does."""
+    _seconds(work, items)  # warms the page cache
+    return statistics.median(_seconds(work, items) for _ in range(ROUNDS))
+
+
+def _seconds(work: Callable[[Any], object], items: Sequence[Any]) -> float:
     began = time.perf_counter()
-    work()
+    for item in items:
+        work(item)
     return time.perf_counter() - began
 
 
@@ -98,6 +108,9 @@ def packing(whole: Path, scratch: Path, counts: list[int]) -> Iterator[tuple[str
         seconds, most = measured(_ingest, root, out)
         alone = (before + decoding(root, looked)) / 2  # a machine is not as fast at one time as at another
         told = f"{count / seconds:.0f} images/s, {most:.0f} MiB"
+        if count != counts[-1]:
+            shutil.rmtree(root)
+            shutil.rmtree(out)
         yield f"ingest, {count:,} images", told, f"{cores / alone:.0f} images/s decoded", f"{alone * count / cores / seconds:.0%} (bar 80%)"
 
 
@@ -106,8 +119,8 @@ def access(root: Path, out: Path, tries: int) -> Iterator[tuple[str, str, str, s
     read = samples.read(out / "tables", out / "shards", "train")
     chosen = [read[number] for number in random.Random(0).sample(range(len(read)), min(tries, len(read)))]
     paths = [root / raw.PIXELS / "images" / f"{sample.sample_id}.png" for sample in chosen]
-    ours = _median(lambda: [(sample.load_image(), [(turn.regions, turn.targets) for turn in sample.turns]) for sample in chosen])
-    plain = _median(lambda: [Image.open(path).convert("RGB") for path in paths])
+    ours = _median(lambda sample: (sample.load_image(), [(turn.regions, turn.targets) for turn in sample.turns]), chosen)
+    plain = _median(lambda path: Image.open(path).convert("RGB"), paths)
     yield (
         "a training sample",
         f"{len(chosen) / ours:.0f}/s",
@@ -116,9 +129,25 @@ def access(root: Path, out: Path, tries: int) -> Iterator[tuple[str, str, str, s
     )
     rows = Tables.read(out / "tables").masks.head(tries).to_dict("records")
     files = [root / raw.PIXELS / "masks" / f"{row['mask_id']}.png" for row in rows]
-    ours = _median(lambda: [masks.decode(row["rle"], row["height"], row["width"]) for row in rows])
-    plain = _median(lambda: [np.asarray(Image.open(file)) for file in files])
+    ours = _median(lambda row: masks.decode(row["rle"], row["height"], row["width"]), rows)
+    plain = _median(_pixels, files)
     yield "a mask", f"{len(rows) / ours:.0f}/s", f"{len(rows) / plain:.0f}/s from PNG", f"{plain / ours:.1f} x (bar 10 x)"
+
+
+def validation(out: Path) -> Iterator[tuple[str, str, str, str]]:
+    """A first validation of all that was packed, others when nothing changed, and what Great Expectations takes of it."""
+    bounds = Validate.model_validate(yaml.safe_load(Path("params.yaml").read_text())["validate"])
+    contract_tables.write_manifest(out / "tables")
+    seconds = []
+    for number in range(1 + ROUNDS):
+        valid = out / f"valid-{number}"
+        seconds.append(_seconds(lambda place: contract.write(out / "tables", out / "shards", place, bounds), [valid]))
+    first, again = seconds[0], statistics.median(seconds[1:])
+    with facts.opened(out / "tables", out / "shards") as connection:
+        _, evidence = judging.find(connection, promises.contract(bounds))
+        judged = _seconds(lambda found: judging.expect(found, promises.contract(bounds)), [evidence])
+    yield "a second validation, nothing changed", f"{again:.1f} s", f"{first:.1f} s, the first", f"{again / first:.1%} (bar 5%)"
+    yield "Great Expectations, its import aside", f"{judged:.1f} s", f"{first:.1f} s, the first", f"{judged / first:.1%} (bar 20%)"
 
 
 def stages(scratch: Path, images: int, masks_count: int, said: int) -> Iterator[tuple[str, str, str, str]]:
@@ -145,14 +174,20 @@ def main(
         310_000,
     ),
     scratch: Annotated[Path | None, typer.Option(help="Where to work; what is written there goes again.")] = None,
+    kept: Annotated[Path | None, typer.Option("--raw", help="The largest tree, which stays; made where it is not there.")] = None,
 ) -> None:
     """Print each measurement beside its baseline and its bar."""
+    environment.settle()
     counts = counts or [10_000, 30_000, 100_000]
     lines = []
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=scratch) as place:
         folder = Path(place)
-        whole = tree.write(folder / "raw", counts[-1], smallest, largest)
-        for found in (packing(whole, folder, counts), access(whole, folder / "out", tries), stages(folder, *rows)):
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+        whole = kept or folder / "raw"
+        if not whole.exists():
+            tree.write(whole, counts[-1], smallest, largest)
+        out = folder / "out"
+        for found in (packing(whole, folder, counts), access(whole, out, tries), validation(out), stages(folder, *rows)):
             for line in found:
                 lines.append(line)
                 sys.stderr.write(json.dumps(line) + "\n")

@@ -6,9 +6,9 @@ from benchmarks import contract
 
 
 @pytest.mark.slow
-def test_both_tables_are_printed(monkeypatch, capsys):
+def test_the_seconds_of_each_check_are_printed(monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", "replaced by the benchmark, put back by this test")
-    contract.main(masks=70_000, images=32)
+    contract.main(masks=70_000)
     rows = dict(
         line.strip("| ").split(" | ", 1) for line in capsys.readouterr().out.splitlines() if line.startswith("| ") and " | |" not in line
     )
@@ -20,8 +20,4 @@ def test_both_tables_are_printed(monkeypatch, capsys):
         "tables written",
         "table checks in all",
         "most memory",
-        "first validation, with the import of Great Expectations",
-        "again, nothing changed (median of 3)",
-        "Great Expectations, asked anew",
     ]
-    assert rows["again, nothing changed (median of 3)"].endswith("% of the first")

@@ -2,7 +2,9 @@
 
 import hashlib
 import logging
+import os
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +16,9 @@ from unimed import user_cache
 
 log = logging.getLogger(__name__)
 _DIGEST_BYTES = 32
+_READ = pa.schema([("sha256", pa.string())])
+_SETTLED_NS = 2 * 10**9
+"""How long a file must have been left alone before its times are believed: the coarsest clock of a file system ticks every two seconds."""
 
 
 def folder() -> Path | None:
@@ -31,6 +36,29 @@ def key(content: str, measured_by: Sequence[ModuleType], *versions: str) -> str:
         total.update(Path(str(module.__file__)).read_bytes())
     total.update("\0".join(versions).encode())
     return total.hexdigest()
+
+
+def sha256(file: Path, cache: Path | None) -> str:
+    """The sha256 of a file's bytes; they are read for it unless nothing has touched the file since they were read last.
+
+    That is told, as git and DVC tell it, by inode, size and times; the time of the last change to an inode cannot be set back. What a
+    disk loses by itself leaves no such trace. Raises OSError when the file cannot be read.
+    """
+    with file.open("rb") as stream:
+        seen, began = _seen(stream.fileno()), time.time_ns()
+        name = key(" ".join(map(str, seen)), ())
+        kept = find(cache, name, _READ)
+        if kept is not None:
+            return str(kept["sha256"][0])
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if _seen(stream.fileno()) == seen and max(seen[-2:]) + _SETTLED_NS < began:
+            keep(cache, name, pa.table({"sha256": [found]}, schema=_READ))
+    return found
+
+
+def _seen(descriptor: int) -> tuple[int, ...]:
+    found = os.fstat(descriptor)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def digest(rows: pa.Table) -> str:

@@ -68,10 +68,9 @@ def write_none(path: Path) -> None:
 
 
 def looked_up(asked: Asked, root: Path, cache: Path | None) -> Asked:
-    """The same with what the cache has of the shard, which is read for that; in threads, since hashing lets others run."""
+    """The same with what the cache has of the shard, whose hash is taken for that; in threads, since hashing lets others run."""
     try:
-        with paths.inside(root, asked.shard).open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        content = fact_cache.sha256(paths.inside(root, asked.shard), cache)
     except (InputError, OSError):
         return asked
     measured_by, versions = ((glyphs,), (scipy.__version__,)) if asked.for_text else ((), ())

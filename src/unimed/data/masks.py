@@ -100,9 +100,11 @@ def decode(rle: str, height: int, width: int) -> Pixels:
     Not `pycocotools.mask.decode`: it leaves memory as it was found where runs end early.
     """
     lengths = _lengths(rle)
-    if lengths.min(initial=0) < 0 or lengths.sum() != height * width:
+    if (lengths < 0).any() or lengths.sum() != height * width:
         raise InputError(f"mask {rle[:20]!r}: expected run lengths of {height} x {width} pixels, found {lengths.sum()} pixels")
-    return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(width, height).T
+    foreground = np.zeros(len(lengths), dtype=bool)
+    foreground[1::2] = True
+    return foreground.repeat(lengths).reshape(width, height).T
 
 
 def union(rles: Sequence[str], height: int, width: int) -> Pixels:
@@ -118,16 +120,18 @@ def _lengths(rle: str) -> Int[np.ndarray, " run"]:
 
     pycocotools, common/maskApi.c, rleFrString.
     """
-    codes = np.frombuffer(rle.encode("ascii", "replace"), dtype=np.uint8).astype(np.int64) - 48
-    ends = np.flatnonzero(codes & 32 == 0)
-    if not len(ends) or ends[-1] != len(codes) - 1 or codes.min() < 0 or codes.max() > 63:
+    codes = np.frombuffer(rle.encode("ascii", "replace"), dtype=np.uint8) - 48  # what lies below wraps round, to far above 63
+    if not len(codes) or codes[-1] > 31 or codes.max() > 63:
         raise InputError(f"mask {rle[:20]!r}: expected COCO run lengths, found other text")
-    starts = np.append(0, ends[:-1] + 1)
-    place = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
-    if place.max() >= _LONGEST_CODE:
+    last, before = (codes < 32).nonzero()[0], (codes > 31).nonzero()[0]
+    lengths = ((codes[last] ^ 16).view(np.int8) - 16).astype(np.int64)  # in most masks nearly all characters are last ones
+    order = np.arange(len(before))
+    run = before - order  # as many last characters come before it
+    place = order - run.searchsorted(run)
+    if place.max(initial=-1) >= _LONGEST_CODE - 1:
         raise InputError(f"mask {rle[:20]!r}: expected run lengths below 2**{5 * _LONGEST_CODE - 1}, found a longer one")
-    lengths = np.add.reduceat((codes & 31) << (5 * place), starts)
-    lengths -= np.where(codes[ends] & 16, 1 << (5 * (place[ends] + 1)), 0)
-    lengths[1::2] = np.cumsum(lengths[1::2])
-    lengths[2::2] = np.cumsum(lengths[2::2])
+    lengths <<= 5 * np.bincount(run, minlength=len(lengths))
+    np.add.at(lengths, run, (codes[before] & 31) << 5 * place)
+    for first in (1, 2):
+        lengths[first::2].cumsum(out=lengths[first::2])
     return lengths
