@@ -1,10 +1,12 @@
 """All five stages of presets/full.yaml on one GPU, one after the other, from random checkpoints and phantoms to an answer and a mask.
 
 python -m benchmarks.full_run [--folder DIR] [--steps 4] [--cases 24]. On a CPU everything is tiny. Needs no MLflow, DVC or Great
-Expectations: data are not validated. Prints what each stage took, and how near it came to what the card can compute.
+Expectations: data are not validated. Prints what each stage took, and how near it came to what the card can compute. Called again with the
+folder of a run that was interrupted, it goes on after the stages that had ended.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -48,8 +50,20 @@ QUESTION, PROMPT = "Is there a nodule in this image?", "Please segment the liver
 
 
 def main(folder: Path, steps: int, cases: int) -> None:
-    """Run all stages in an empty folder and print the tables."""
+    """Run all stages that have not ended in this folder and print the tables."""
     preset = yaml.safe_load((ROOT / "presets/full.yaml").read_text())
+    if not (folder / "params.yaml").exists():
+        prepare(folder, preset, steps, cases)
+    numbers = yaml.safe_load((folder / "params.yaml").read_text())
+    ran = {name: once(name, folder) for name in (*DATA, *MODELS)}
+    with told("loading, answering, pointing"):
+        said = apart(answer, folder / "models/reasoner", sorted((folder / "data/raw/SAMed2Dv1/images").glob("*.png"))[0])
+    write("\n".join([*said, "", *taken.parts(folder, ran), ""]))
+    write("\n".join(taken.table(folder, ran, preset, numbers)))
+
+
+def prepare(folder: Path, preset: Mapping[str, Any], steps: int, cases: int) -> None:
+    """Write phantoms, checkpoints, and last the numbers of all stages."""
     places = {name: folder / pinned["path"] for name, pinned in preset["foundation"]["from"].items()}
     with told("phantoms"):
         phantom_files.write(folder / "data/raw", cases=cases, slices=SLICES, seed=0)
@@ -60,13 +74,14 @@ def main(folder: Path, steps: int, cases: int) -> None:
             outputs.flush(place)  # else the first stage would wait for the disk to take them
     with told("their md5, which the preset pins"):
         numbers = cut(preset, steps, hashes.dvc_hashes(places))
-    (folder / "params.yaml").write_text(yaml.safe_dump(numbers, sort_keys=False))
     (folder / "exclusions.csv").write_bytes((ROOT / "exclusions.csv").read_bytes())
-    ran = {name: run(name, folder) for name in (*DATA, *MODELS)}
-    with told("loading, answering, pointing"):
-        said = apart(answer, folder / "models/reasoner", sorted((folder / "data/raw/SAMed2Dv1/images").glob("*.png"))[0])
-    write("\n".join([*said, "", *taken.parts(folder, ran), ""]))
-    write("\n".join(taken.table(folder, ran, preset, numbers)))
+    put(folder / "params.yaml", yaml.safe_dump(numbers, sort_keys=False))
+
+
+def put(file: Path, text: str) -> None:
+    """Write a file that is whole or not there."""
+    with outputs.complete({"file": file}) as partial:
+        partial["file"].write_text(text)
 
 
 def write(text: str) -> None:
@@ -106,14 +121,22 @@ def cut(preset: Mapping[str, Any], steps: int, pins: Mapping[str, str]) -> dict[
     return numbers
 
 
+def once(name: str, folder: Path) -> taken.Ran:
+    """What a stage took, now or when it ended in this folder before."""
+    file = folder / f"{name}.json"
+    if not file.exists():
+        put(file, run(name, folder).told())
+    return taken.Ran.read(DECLARED[name], file)
+
+
 def run(name: str, folder: Path) -> taken.Ran:
     """A stage in a process of its own. Raises CalledProcessError when it fails."""
-    began, file = time.time(), folder / f"{name}.json"
+    began, file = time.time(), folder / f"{name}.marks.json"
     libraries = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     given = os.environ | {"PYTHONPATH": libraries, "MLFLOW_TRACKING_URI": NOWHERE}
     with told(name):
         subprocess.run([sys.executable, "-m", "benchmarks.stage", name, file.resolve()], cwd=folder, env=given, check=True)
-    return taken.Ran(DECLARED[name], began, time.time(), Marks.read(file))
+    return taken.Ran(DECLARED[name], began, time.time(), Marks(**json.loads(file.read_text())))
 
 
 def answer(model: Path, image: Path) -> list[str]:
@@ -145,14 +168,14 @@ def point_first(made: Assembled, question: answering.Question) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="an empty one with 20 GB to spare; a temporary one when left out")
+    parser.add_argument("--folder", type=Path, help="an empty one with 60 GB to spare, or that of an interrupted run")
     parser.add_argument("--steps", type=int, default=4, help="optimizer steps of each training, at least 2")
     parser.add_argument("--cases", type=int, default=24)
     given = parser.parse_args()
     if given.steps < 2:
         parser.error(f"--steps {given.steps}: expected at least 2, the first is not counted")
-    if given.folder and given.folder.exists() and any(given.folder.iterdir()):
-        parser.error(f"--folder {given.folder}: expected an empty folder or none, found files in it")
+    if given.folder and given.folder.exists() and any(given.folder.iterdir()) and not (given.folder / "params.yaml").exists():
+        parser.error(f"--folder {given.folder}: expected an empty folder, that of an earlier run, or none, found other files in it")
     environment.settle()
     with tempfile.TemporaryDirectory() as aside:
         main(given.folder or Path(aside), given.steps, given.cases)

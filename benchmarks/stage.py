@@ -38,11 +38,6 @@ class Marks:
 
     peak: int = 0
 
-    @classmethod
-    def read(cls, file: Path) -> "Marks":
-        """What a stage noted."""
-        return cls(**json.loads(file.read_text()))
-
 
 def watched(run: Callable[..., None], marks: Marks) -> Callable[..., None]:
     """The component's `run`, noting when it was called and when the model read its first batch."""

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median
@@ -35,6 +35,16 @@ class Ran:
     began: float
     ended: float
     marks: Marks
+
+    @classmethod
+    def read(cls, stage: Stage, file: Path) -> "Ran":
+        """What was told of a stage."""
+        said = json.loads(file.read_text())
+        return cls(stage, said["began"], said["ended"], Marks(**said["marks"]))
+
+    def told(self) -> str:
+        """What it took, as JSON."""
+        return json.dumps({"began": self.began, "ended": self.ended, "marks": asdict(self.marks)}) + "\n"
 
     @property
     def seconds(self) -> float:

@@ -28,11 +28,16 @@ def ran(tmp_path_factory):
     """The folder of a run by a Python in which nothing of `ABSENT` can be imported, and what it printed."""
     folder, without = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("without")
     (without / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({ABSENT!r}))\n")
+    return folder, called(folder, without)
+
+
+def called(folder, *libraries):
+    """What the benchmark prints of a run in this folder."""
     command = [sys.executable, "-m", "benchmarks.full_run", "--folder", folder, "--steps", "2", "--cases", "6"]
-    environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(without)}
+    environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, libraries))}
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    return folder, done.stdout
+    return done.stdout
 
 
 def rows(text, head):
@@ -79,6 +84,18 @@ def test_all_that_was_made_verifies_and_trained_as_the_preset_says(ran):
     assert steps == {"foundation": 0, "aligned": 2, "vqa_expert": 2, "grounding_expert": 2, "router": 2, "reasoner": 4}
     assert len(list((ran[0] / "data/foundation/llama").glob("model-*.safetensors"))) > 1
     assert not list(ran[0].rglob("*.partial"))
+
+
+@pytest.mark.slow
+def test_a_run_that_was_interrupted_goes_on_after_the_stages_that_had_ended(ran):
+    folder, before = ran
+    (folder / "grpo.json").unlink()
+    again = called(folder)
+    timed = re.compile(r"^([a-z_]+): [0-9.]+ s$", re.MULTILINE)
+    assert timed.findall(before) == ["phantoms", "checkpoints", *full_run.DATA, *full_run.MODELS]
+    assert timed.findall(again) == ["grpo"]
+    first, second = (rows(text, taken.PARTS) for text in (before, again))
+    assert first.keys() == second.keys() and {name for name in first if first[name] != second[name]} <= {"grpo"}
 
 
 @pytest.mark.slow
