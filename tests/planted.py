@@ -4,11 +4,14 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import duckdb
 import numpy as np
 import pandas as pd
 from PIL import Image
@@ -31,11 +34,22 @@ class Subset:
 
     def alarms(self, folder: Path) -> dict[str, tuple[str, ...]]:
         """The promises that are broken once the subset is written, with the first offenders of each."""
+        with self.opened(folder) as connection:
+            outcomes = judging.judge(connection, contract(self.bounds))
+        return {outcome.promise.name: outcome.ids for outcome in outcomes if outcome.failed}
+
+    def facts(self, folder: Path, table: str, column: str) -> dict[str, Any]:
+        """A fact of every row of a table, by its id, once the subset is written."""
+        with self.opened(folder) as connection:
+            return dict(connection.sql(f"SELECT {facts.KEYS[table]}, {column} FROM facts_of_{table}").fetchall())
+
+    @contextmanager
+    def opened(self, folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+        """The facts about the subset once it is written."""
         self.tables.write(folder)
         tables.write_json(folder / "manifest.json", self.manifest)
         with facts.opened(folder, self.shards, for_text=self.bounds.most_glyphs is not None) as connection:
-            outcomes = judging.judge(connection, contract(self.bounds))
-        return {outcome.promise.name: outcome.ids for outcome in outcomes if outcome.failed}
+            yield connection
 
     def rows(self, table: str) -> pd.DataFrame:
         """A table in its order."""
@@ -107,3 +121,10 @@ def copied(source: Path, shards: Path, folder: Path, bounds: Validate) -> Subset
     shutil.copytree(shards, folder / "shards")
     manifest = json.loads((source / "manifest.json").read_text())
     return Subset(Tables.read(source), manifest, folder / "shards", bounds)
+
+
+def altered(module: ModuleType, folder: Path) -> str:
+    """The path of a file with the code of a module and one line more."""
+    file = folder / "altered.py"
+    file.write_bytes(Path(str(module.__file__)).read_bytes() + b"# another")
+    return str(file)

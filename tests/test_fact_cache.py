@@ -7,13 +7,14 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import planted
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import raw_tree
 from raw_tree import BOUNDS
 
-from unimed.data import contract, conversation_facts, fact_cache, facts, image_facts, masks, pool, tables
+from unimed.data import contract, fact_cache, facts, glyphs, image_facts, images, mask_facts, masks, pool, runs, tables
 from unimed.data.tables import Tables
 from unimed.errors import InputError
 
@@ -125,6 +126,25 @@ def test_only_what_changed_is_measured_again(made):
     assert measured(made) == (7, 0), "and so is a shard"
 
 
+@pytest.mark.parametrize("side", ["height", "width"])
+def test_run_lengths_of_another_size_are_other_masks(made, side):
+    measured(made)
+    source = made / "subsets" / "grounding"
+    whole = Tables.read(source)
+    whole.masks.loc[0, side] = 7
+    whole.write(source)
+    assert measured(made) == (0, 18)
+
+
+@pytest.mark.parametrize(
+    ("module", "again"), [(image_facts, (7, 0)), (images, (7, 0)), (glyphs, (7, 0)), (mask_facts, (0, 18)), (runs, (0, 18))]
+)
+def test_what_other_code_would_measure_is_measured_again(made, monkeypatch, module, again):
+    measured(made, for_text=True)
+    monkeypatch.setattr(module, "__file__", planted.altered(module, made))
+    assert measured(made, for_text=True) == again
+
+
 def test_a_subset_that_asks_for_more_of_a_shard_has_only_that_measured(made):
     source = made / "subsets" / "grounding"
     whole = Tables.read(source)
@@ -132,6 +152,7 @@ def test_a_subset_that_asks_for_more_of_a_shard_has_only_that_measured(made):
     assert measured(made)[0] == 3
     whole.write(source)
     assert measured(made)[0] == 4
+    assert measured(made)[0] == 0, "what was known before is kept beside it"
 
 
 def test_spoilt_facts_change_no_verdict(made):
@@ -173,36 +194,3 @@ def test_nothing_is_known_of_a_shard_that_is_not_there(made):
     for shard in ("shard-000009.tar", "../raw/SAMed2Dv1/SAMed2D_v1.json"):
         asked = image_facts.Asked(shard, np.array([[0, 512]]), made / "facts.parquet")
         assert image_facts.looked_up(asked, made / "shards", made) is asked
-
-
-SAID = {"row": 7, "conversation_id": "a", "sample_id": "s", "task": "grounding", "options": "", "solution": "", "rationale": ""} | {
-    "turns": json.dumps([{"question": "Segment the liver.", "answer": "<SEG>", "regions": [], "targets": [["m"]]}]),
-    "sample_exists": True,
-    "modality": "ct",
-    "dataset": "A",
-    "slice": "z_0001",
-    "named": [{"turn": 0, "role": "target", "sample_id": "s", "class_name": "spleen", "height": 9, "width": 9}],
-    "present": ["spleen"],
-}
-
-
-def read(folder: Path, said: dict[str, object], classes: dict[str, list[str]]) -> tuple[int, bool]:
-    """How many conversations had to be read for the facts, and whether their first agrees with the class of its mask."""
-    pq.write_table(pa.Table.from_pylist([said]), folder / "joined.parquet")
-    group = conversation_facts.Group(folder / "joined.parquet", 0, 0, folder / "facts.parquet")
-    (folder / "facts.parquet").unlink(missing_ok=True)
-    how = {"classes": classes, "orientation": {}, "cache": folder / "cache"}
-    unknown = conversation_facts.looked_up(group, **how)
-    count = conversation_facts.write(unknown, **how) if unknown else 0
-    return count, pq.read_table(folder / "facts.parquet")["class_agrees"][0].as_py()
-
-
-def test_a_conversation_is_read_again_when_it_its_masks_or_the_classes_of_its_data_set_are_others(tmp_path):
-    classes = {"A": ["liver", "spleen"], "B": ["liver"]}
-    assert read(tmp_path, SAID, classes) == (1, False)
-    assert read(tmp_path, SAID, classes) == (0, False)
-    assert read(tmp_path, SAID, classes | {"B": ["kidney"]}) == (0, False), "another data set says nothing of it"
-    assert read(tmp_path, SAID, {"A": ["spleen"]}) == (1, True), "liver is no class"
-    mask = SAID["named"][0] | {"class_name": "liver"}
-    assert read(tmp_path, SAID | {"named": [mask]}, classes) == (1, True)
-    assert read(tmp_path, SAID | {"turns": str(SAID["turns"]).replace("liver", "spleen")}, classes) == (1, True)

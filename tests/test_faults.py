@@ -1,5 +1,6 @@
 """Every fault that a download can have: set aside with a sentence that names file, expected and found, or the end of the stage."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,15 @@ def test_too_many_faults_end_the_stage_with_counts_and_the_first_offenders(root,
         raw_tree.ingested(root, tmp_path / "out", raw_tree.TOLERANT.model_copy(update={"max_bad_fraction": 0.05}))
     assert f"expected at most 5.0% faulty items of a kind, found 1 of 18 masks ({LIVER}: expected a file, found none)" in str(error.value)
     assert f"and 4 of 65 conversations ({REGION}, record 0: expected a usable mask" in str(error.value)
+
+
+@pytest.mark.parametrize(("one_in", "passes"), [(65, True), (66, False)])
+def test_the_share_of_faults_is_one_of_all_items_of_a_kind_and_may_be_reached(root, tmp_path, one_in, passes):
+    """One of 65 conversations is faulty."""
+    change(VQA, "m", conversations=[])(root)
+    bound = raw_tree.TOLERANT.model_copy(update={"max_bad_fraction": 1 / one_in})
+    with nullcontext() if passes else pytest.raises(InputError, match="found 1 of 65 conversations"):
+        raw_tree.ingested(root, tmp_path / "out", bound)
 
 
 @pytest.mark.parametrize("missing", [INDEX, MAPPING, VQA, CAPTIONS, CHOICES, "SAMed2Dv1/images", "SAMed2Dv1/masks"])

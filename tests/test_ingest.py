@@ -158,6 +158,13 @@ def test_licences_come_from_the_download_and_from_params(root, tmp_path):
     assert set(zip(made.samples["dataset"], made.samples["licence"], strict=True)) == {("SetA", "CC0-1.0"), ("SetB", "CC-BY-4.0")}
 
 
+def test_a_licence_that_params_name_stands_over_that_of_the_download(root, tmp_path):
+    (root / "provenance.json").write_text(json.dumps({"licences": {"SetA": "CC0-1.0", "SetB": "CC0-1.0"}}))
+    settings = raw_tree.TOLERANT.model_copy(update={"licences": {"SetB": "CC-BY-4.0"}})
+    made = Tables.read(raw_tree.ingested(root, tmp_path / "out", settings) / "tables")
+    assert set(zip(made.samples["dataset"], made.samples["licence"], strict=True)) == {("SetA", "CC0-1.0"), ("SetB", "CC-BY-4.0")}
+
+
 @pytest.mark.skipif(not REAL.exists(), reason="needs the real sample in ../shared/data beside the repository")
 def test_the_real_sample_goes_in_whole(tmp_path):
     strict = raw_tree.TOLERANT.model_copy(update={"max_bad_fraction": 0, "max_pixels": 2**24})

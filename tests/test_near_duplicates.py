@@ -185,6 +185,7 @@ def test_what_too_many_images_share_is_passed_over_and_said(tmp_path, monkeypatc
     monkeypatch.setattr(duplicates, "MOST", 5)
     alike = [("A", f"{number}", drawn(1)) for number in range(6)]
     assert found(tmp_path, [*alike, ("B", "7", drawn(2)), ("B", "8", near(drawn(2), 0))]) == [["7", "8"]]
+    assert found(tmp_path, alike[:5]) == [["0", "1", "2", "3", "4"]], "five are not too many"
     assert caplog.text.count("1 parts of fingerprints are those of over 5 images") == DISTANCE + 1
 
 
@@ -194,3 +195,13 @@ def test_ingest_notes_the_fingerprint_of_every_image(tmp_path):
     assert {row["sample_id"]: row["fingerprint"] for row in rows.to_dict("records")} == {
         stem: fingerprint(Image.open(tmp_path / f"raw/SAMed2Dv1/images/{stem}.png")) for stem in raw_tree.STEMS
     }
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ingest_puts_copies_of_different_cases_into_one_split(seed, tmp_path):
+    raw = raw_tree.write(tmp_path / "raw")
+    one, copy = raw_tree.STEMS[1], raw_tree.BARE
+    images = raw / "SAMed2Dv1/images"
+    (images / f"{copy}.png").write_bytes((images / f"{one}.png").read_bytes())
+    samples = Tables.read(raw_tree.ingested(raw, tmp_path / "out", seed=seed) / "tables").samples.set_index("sample_id")
+    assert samples.loc[one, "split"] == samples.loc[copy, "split"] and samples.loc[one, "case"] != samples.loc[copy, "case"]

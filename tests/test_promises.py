@@ -2,6 +2,7 @@
 
 import json
 
+import duckdb
 import pytest
 import raw_tree
 from raw_tree import BOUNDS
@@ -51,6 +52,52 @@ def test_an_unknown_promise_is_one_sentence():
 def test_a_row_of_a_table_that_counts_cannot_be_quarantined():
     with pytest.raises(InputError, match="expected stop or warn for classes_covered, found 'quarantine'"):
         promised(bounds(severities={"classes_covered": "quarantine"}))
+
+
+def test_what_spoils_the_collection_ends_the_stage_what_is_only_odd_is_told_and_all_else_costs_the_row():
+    promises = promised(bounds(licences=["CC0-1.0"], most_glyphs=3))
+    assert {promise.name for promise in promises if promise.severity != "quarantine"} == {*STOPS, *WARNS}
+    assert {promise.name for promise in promises if promise.severity == "warn"} == WARNS
+
+
+STOPS = {"image_ids_unique", "image_bytes", "case_in_one_split", "image_in_one_split", "mask_ids_unique", "conversation_ids_unique"} | {
+    "licence_allowed", "classes_covered", "modalities_covered",
+}  # fmt: skip
+WARNS = {"licence_known", "mask_not_scattered", "side_of_mask"}
+
+
+@pytest.mark.parametrize(
+    ("promise", "kept", "broken"),
+    [
+        ("image_channels", ["L", "LA", "RGB", "RGBA", "P", "1", "I", "F", ""], ["CMYK", "YCbCr", "HSV"]),
+        ("image_has_content", [0, 3], [1, 2]),
+        ("image_without_text", [0, 3], [4]),
+        ("licence_known", ["CC0-1.0"], ["", "unknown"]),
+        ("mask_not_empty", [1], [0]),
+        ("mask_not_tiny", [4], [3]),
+        ("mask_not_inverted", [0.9], [0.9001]),
+        ("mask_not_scattered", [20], [21]),
+        ("classes_covered", [7], [6]),
+        ("modalities_covered", [3], [2]),
+        (
+            "no_leftover",
+            ["[1, 2]", "SUV_{max}", "50%", "banana"],
+            ["<image>", "</box>", "{}", "{organ}", "{a_b}", "[MASK]", "%s", "TODO: it"],
+        ),
+        (
+            "no_path",
+            ["mg/kg/day", "a -- b", "1:2"],
+            ["masks/x", "masks_merged/x", "images/a--b", "x.png.", r"D:\scans", "/data/x/", "a--b--z_1"],
+        ),
+    ],
+)
+def test_a_value_at_its_bound_keeps_a_promise_and_the_next_one_breaks_it(promise, kept, broken):
+    asked = bounds(most_glyphs=3, least_masks_of_class=7, least_images_of_modality=3)
+    [check] = [one.check for one in promised(asked) if one.name == promise]
+    with duckdb.connect() as connection:
+        query = f"SELECT {check.broken('')} FROM (SELECT ? AS {check.column})"
+        found = {value: connection.execute(query, [value]).fetchall()[0][0] for value in (*kept, *broken)}
+    assert found == dict.fromkeys(kept, False) | dict.fromkeys(broken, True)
 
 
 @pytest.mark.slow

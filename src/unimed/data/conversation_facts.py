@@ -24,15 +24,15 @@ NAMED = pa.schema([("row", pa.int64()), ("turn", pa.int32()), ("role", pa.string
 
 @dataclass(frozen=True, slots=True)
 class ConversationFacts:
-    """What the contract asks of a conversation; a surplus is marks without a mask, or below 0 masks without a mark."""
+    """What the contract asks of a conversation; unmatched are marks without a mask and masks without a mark, turn by turn."""
 
     row: int
     conversation_id: str
     sample_exists: bool
     readable: bool
     masks_resolve: bool
-    seg_surplus: int
-    region_surplus: int
+    seg_unmatched: int
+    region_unmatched: int
     empty_texts: int
     solution_is_option: bool
     class_agrees: bool
@@ -133,8 +133,8 @@ def facts(row: Row, classes: wording.Classes, orientation: str) -> ConversationF
         sample_exists=row["sample_exists"],
         readable=bool(said),
         masks_resolve=all(targets) and all(mask["sample_id"] == row["sample_id"] for mask in row["named"]),
-        seg_surplus=answered.count(SEG) - len(targets),
-        region_surplus=asked.count(REGION) - sum(len(turn["regions"]) for turn in said),
+        seg_unmatched=sum(abs(turn["answer"].count(SEG) - len(turn["targets"])) for turn in said),
+        region_unmatched=sum(abs(turn["question"].count(REGION) - len(turn["regions"])) for turn in said),
         empty_texts=sum(not text.strip() for text in (*questions, *answers)),
         solution_is_option=row["task"] != "reasoning" or is_option(row, answers),
         class_agrees=not any(classes.contradict(one.question, one.classes("target")) for one in shown),
@@ -195,7 +195,7 @@ def _side_is_seen(one: _Shown, row: Row, orientation: str) -> bool:
     for mask, text in one.texts():
         side = wording.side_of(mask["class_name"]) or wording.side_said(text, mask["class_name"])
         half = mask["width"] / 2
-        seen = "left" if mask["right"] <= half else "right" if mask["left"] >= half else ""
+        seen = "left" if 0 < mask["right"] <= half else "right" if mask["left"] >= half > 0 else ""
         if side and seen and side != (wording.SIDES[seen] if orientation == "radiological" else seen):
             return False
     return True

@@ -158,8 +158,11 @@ WITH found AS (
         struct_pack(turn, role, sample_id := named_masks.sample_id, class_name, height, width, "left", top, "right", bottom)
         ORDER BY turn, role, mask_id) AS named
     FROM named LEFT JOIN named_masks USING (mask_id) GROUP BY named.row
+), pointing AS (
+    SELECT row, count(DISTINCT turn) AS turns_that_name FROM named GROUP BY row
 ), pointless AS (
-    SELECT DISTINCT sample_id FROM numbered_conversations WHERE task = 'grounding' AND row NOT IN (SELECT row FROM named)
+    SELECT DISTINCT sample_id FROM numbered_conversations LEFT JOIN pointing USING (row)
+    WHERE task = 'grounding' AND coalesce(turns_that_name, 0) < coalesce(try(json_array_length(turns)), 1)
 ), seen AS (
     SELECT sample_id, list(DISTINCT class_name ORDER BY class_name) AS present
     FROM measured_masks SEMI JOIN pointless USING (sample_id) GROUP BY sample_id

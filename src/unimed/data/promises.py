@@ -102,8 +102,8 @@ def _conversations() -> Iterator[Promise]:
         ("turns_readable", "readable", True, "the turns are questions with answers"),
         ("conversation_has_image", "sample_exists", True, "its image is in the subset"),
         ("masks_resolve", "masks_resolve", True, "regions and targets are masks of its image"),
-        ("seg_per_target", "seg_surplus", 0, "answers have one <SEG> for each target"),
-        ("mark_per_region", "region_surplus", 0, "questions have one <region> for each region"),
+        ("seg_per_target", "seg_unmatched", 0, "answers have one <SEG> for each target"),
+        ("mark_per_region", "region_unmatched", 0, "questions have one <region> for each region"),
         ("no_empty_text", "empty_texts", 0, "no question and no answer is empty"),
     ):
         yield Promise(name, table, "quarantine", says, OneOf(column, (value,)))
