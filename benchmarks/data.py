@@ -184,7 +184,7 @@ def main(
         folder = Path(place)
         os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
         whole = kept or folder / "raw"
-        if not whole.exists():
+        if not (whole / raw.INDEX).exists():  # written after all pixels
             tree.write(whole, counts[-1], smallest, largest)
         out = folder / "out"
         for found in (packing(whole, folder, counts), access(whole, out, tries), validation(out), stages(folder, *rows)):

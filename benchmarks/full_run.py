@@ -55,6 +55,8 @@ def main(folder: Path, steps: int, cases: int) -> None:
     if not (folder / "params.yaml").exists():
         prepare(folder, preset, steps, cases)
     numbers = yaml.safe_load((folder / "params.yaml").read_text())
+    if (begun := numbers["align"]["max_steps"]) != steps:
+        raise SystemExit(f"{folder}: expected --steps {begun}, with which this run began, found {steps}")
     ran = {name: once(name, folder) for name in (*DATA, *MODELS)}
     with told("loading, answering, pointing"):
         said = apart(answer, folder / "models/reasoner", sorted((folder / "data/raw/SAMed2Dv1/images").glob("*.png"))[0])

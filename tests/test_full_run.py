@@ -98,6 +98,12 @@ def test_a_run_that_was_interrupted_goes_on_after_the_stages_that_had_ended(ran)
     assert first.keys() == second.keys() and {name for name in first if first[name] != second[name]} <= {"grpo"}
 
 
+def test_a_run_does_not_go_on_with_another_number_of_steps(tmp_path):
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(full_run.cut(PRESET, 3, PINS)))
+    with pytest.raises(SystemExit, match="expected --steps 3, with which this run began, found 2"):
+        full_run.main(tmp_path, steps=2, cases=6)
+
+
 @pytest.mark.slow
 def test_a_stage_that_fails_ends_the_run_with_its_own_exit_code(tmp_path):
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(PRESET))
