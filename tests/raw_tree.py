@@ -173,6 +173,13 @@ def chosen(out: Path, task: str) -> Path:
     return out / "subsets" / task
 
 
+def sound(folder: Path) -> Path:
+    """Shards and the grounding subset of a sound download, in `folder`; gives it."""
+    ingested(write(folder / "raw"), folder)
+    chosen(folder, "grounding")
+    return folder
+
+
 def quarantine(out: Path) -> pd.DataFrame:
     """What ingest left out of the tables in `out`, with reasons."""
     return tables.read(out / "tables" / "quarantine.parquet", tables.QUARANTINE)

@@ -22,10 +22,7 @@ LIVER = f"{A}--0001_000"
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Shards and a subset of a sound download."""
-    folder = tmp_path_factory.mktemp("data")
-    raw_tree.ingested(raw_tree.write(folder / "raw"), folder)
-    raw_tree.chosen(folder, "grounding")
-    return folder
+    return raw_tree.sound(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture

@@ -21,10 +21,7 @@ def bounds(**values) -> Validate:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Shards and a subset of a sound download: 3 livers for every 2 kidneys, 3 CT, 2 MR and 2 ultrasound images."""
-    folder = tmp_path_factory.mktemp("data")
-    raw_tree.ingested(raw_tree.write(folder / "raw"), folder)
-    raw_tree.chosen(folder, "grounding")
-    return folder
+    return raw_tree.sound(tmp_path_factory.mktemp("data"))
 
 
 def validate(made, out, **values):
