@@ -170,7 +170,7 @@ def point_first(made: Assembled, question: answering.Question) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="an empty one with 60 GB to spare, or that of an interrupted run")
+    parser.add_argument("--folder", type=Path, help="empty, with 60 GB to spare, or of an interrupted run; a temporary one when left out")
     parser.add_argument("--steps", type=int, default=4, help="optimizer steps of each training, at least 2")
     parser.add_argument("--cases", type=int, default=24)
     given = parser.parse_args()
