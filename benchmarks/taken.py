@@ -17,7 +17,7 @@ from unimed.model.configuration import UniMedConfig
 from unimed.model.processor import UniMedProcessor
 from unimed.train.batch import IGNORED, Collator
 from unimed.train.memory import GIB
-from unimed.train.rows import best_fit
+from unimed.train.rows import fullest
 
 TRAINED = ("align", "vqa_expert", "grounding_expert", "moe_router", "grpo")
 SEEN = 32
@@ -70,7 +70,7 @@ def step_seconds(logged: Sequence[Mapping[str, float]], label: str) -> float:
 def table(folder: Path, ran: Mapping[str, Ran], preset: Mapping[str, Any], numbers: Mapping[str, Any]) -> list[str]:
     """A row for each training beside its share of the card's limit, the foundation's first."""
     first = ran["foundation"]
-    rate = matmul_rate(8192 if DEVICE.type == "cuda" else 256)
+    rate = matmul_rate(8192 if DEVICE.type == "cuda" else 256, 20)
     rows = [HEAD, ["---"] * len(HEAD), ["foundation", "", "", "", *_whole(folder, first, "")]]
     for name in MIXES:
         batches = [each[name]["batch_size"] for each in (numbers, preset)]
@@ -140,7 +140,7 @@ def a_row(folder: Path, name: str, numbers: Mapping[str, Any]) -> Row:
     for task, share in MIXES[name](own):
         found = samples.read(folder / "data/subsets" / task, folder / "data/shards", split="train", turns=own.get("turns", 1), seed=0)
         pieces += [collator.piece(sample) for sample in islice(found, round(share * SEEN))]
-    rows = len(best_fit([len(piece.ids) for piece in pieces], own["row_tokens"]))
+    rows = len(fullest([len(piece.ids) for piece in pieces], own["row_tokens"]))
     total = 0.0
     for piece in pieces:
         views = int((piece.ids == config.image_token_id).sum()) // config.tokens_per_view

@@ -112,17 +112,17 @@ def _trained(model: UniMedForConditionalGeneration, what: str, rank: int) -> lis
     return [f"model.language_model.{name}" for name in added] + (assemble.GROUNDING if what == "grounding" else [])
 
 
-def matmul_rate(size: int) -> float:
-    """Operations a second of a large product in the dtype that trains."""
+def matmul_rate(size: int, count: int) -> float:
+    """Operations a second of a large product in the dtype that trains, over so many of them."""
     a, b = (torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
     for _ in range(3):
         a @ b
     wait()
     start = time.perf_counter()
-    for _ in range(20):
+    for _ in range(count):
         a @ b
     wait()
-    return 20 * 2 * size**3 / (time.perf_counter() - start)
+    return count * 2 * size**3 / (time.perf_counter() - start)
 
 
 def now() -> Any:

@@ -1,7 +1,7 @@
 """Samples into rows of fixed size: which go together, and the batch that several rows make."""
 
 import random
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -26,49 +26,75 @@ WINDOW = 1000
 """Samples among which those that fill a row together are looked for."""
 
 
-def best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """Rows of at most `capacity`, as numbers of the sizes in them: the largest first, each where the least room is left over.
+def fullest(sizes: Sequence[int], capacity: int, begun: int = 0) -> list[list[int]]:
+    """Rows of at most `capacity`, as numbers of the sizes in them: in each the largest left over, and what fills the rest best.
 
-    Best-fit decreasing (Johnson 1973). No size may be larger than the capacity.
+    The first row has the first `begun` sizes instead, which fit. Minimum bin slack with the largest item fixed (Fleszar and Hindi
+    2002, Computers & Operations Research 29); we find the sums by dynamic programming instead of by search. No size may be larger
+    than the capacity.
     """
     rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # what is left in each row, ascending, and the row's number
-    for item in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
-        place = bisect_left(room, (sizes[item], 0))
-        left, row = room.pop(place) if place < len(room) else (capacity, len(rows))
-        if row == len(rows):
-            rows.append([])
-        rows[row].append(item)
-        insort(room, (left - sizes[item], row))
+    row, left = list(range(begun)), sorted(range(begun, len(sizes)), key=lambda number: -sizes[number])
+    while row or left:
+        if not row:
+            row = [left.pop(0)]
+        room = capacity - sum(sizes[number] for number in row)
+        beside = {left[place] for place in _filling([sizes[number] for number in left], room)}
+        rows.append(row + sorted(beside))
+        row, left = [], [number for number in left if number not in beside]
     return rows
 
 
+def _filling(sizes: Sequence[int], room: int) -> list[int]:
+    """Places of sizes that add up to `room`, or to as little less as there is."""
+    # Bit n of the k-th number says whether some of the first k sizes add up to n.
+    sums = [1]
+    for size in sizes:
+        if sums[-1] >> room:
+            break
+        sums.append((sums[-1] | sums[-1] << size) & (1 << room + 1) - 1)
+    total = sums[-1].bit_length() - 1
+    places = []
+    for place in reversed(range(len(sums) - 1)):
+        if not sums[place] >> total & 1:
+            places.append(place)
+            total -= sizes[place]
+    return places
+
+
 class Rows(Dataset):
-    """As many packed rows as a run takes, each a list of pieces; the samples come window by window, in the order drawn."""
+    """As many packed rows as a run takes, each a list of pieces; the samples come window by window, in the order drawn.
+
+    A window's last row, which is what was left over, is filled up in the next window.
+    """
 
     def __init__(self, draws: Draws, piece: Callable[[Sample], Piece], row_tokens: int, length: int, window: int = WINDOW):
         self.draws, self.piece, self.row_tokens, self.length, self.window = draws, piece, row_tokens, length, window
-        # Where each window so far begins, in rows, and the next one.
-        self.starts = [0]
-        self.packed: tuple[int, list[list[Piece]]] = (-1, [])
+        # Where each window so far begins, in rows, and the next one; which draws it takes over; the window that was asked for last.
+        self.starts, self.over = [0], [[]]
+        self.packed: tuple[int, list[list[Piece]], list[int]] = (-1, [], [])
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> list[Piece]:
         while self.starts[-1] <= index:
-            self.starts.append(self.starts[-1] + len(self._pack(len(self.starts) - 1)))
+            rows, over = self._pack(len(self.starts) - 1)
+            self.starts.append(self.starts[-1] + len(rows))
+            self.over.append(over)
         window = bisect_right(self.starts, index) - 1
-        return self._pack(window)[index - self.starts[window]]
+        return self._pack(window)[0][index - self.starts[window]]
 
-    def _pack(self, window: int) -> list[list[Piece]]:
-        """The rows of a window in an order of their own; the last window asked for is kept."""
+    def _pack(self, window: int) -> tuple[list[list[Piece]], list[int]]:
+        """The rows of a window in an order of their own, and the draws left over."""
         if self.packed[0] != window:
-            pieces = [self._fitting(self.draws[window * self.window + number]) for number in range(self.window)]
-            rows = best_fit([len(piece.ids) for piece in pieces], self.row_tokens)
+            numbers = [*self.over[window], *range(window * self.window, (window + 1) * self.window)]
+            pieces = [self._fitting(self.draws[number]) for number in numbers]
+            rows = fullest([len(piece.ids) for piece in pieces], self.row_tokens, len(self.over[window]))
+            over = rows.pop() if len(rows) > 1 else []
             random.Random(f"{self.draws.seed}/rows/{window}").shuffle(rows)
-            self.packed = (window, [[pieces[number] for number in sorted(row)] for row in rows])
-        return self.packed[1]
+            self.packed = (window, [[pieces[place] for place in sorted(row)] for row in rows], [numbers[place] for place in sorted(over)])
+        return self.packed[1:]
 
     def _fitting(self, sample: Sample) -> Piece:
         piece = self.piece(sample)
