@@ -24,7 +24,7 @@ $(BIN)/uv:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
 
 .venv/.synced: requirements.lock pyproject.toml | $(BIN)/uv
-	$(BIN)/uv pip install --exact -r requirements.lock -e .[train,release,serve,server,runners]
+	$(BIN)/uv pip install --exact --constraints requirements.lock --group dev -e .[train,release,serve,server,runners]
 	test ! -e .git || test -e .dvc/config.local || printf '[core]\n    no_scm = false\n' > .dvc/config.local
 	touch $@
 

@@ -25,6 +25,12 @@ CANVASES: list[Grid] = [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)]
 EIGHT_BITS = {"float8": True, "dtype": "bfloat16"}
 """Of a training whose frozen language model multiplies in eight bits; the limit beside it stays the bfloat16 one."""
 
+CAPTIONS = 16
+"""Samples of stage 1's row, which are all of one length: it has no padding, and with 776 tokens each it has 97 times 128."""
+
+PACKAGE = {"flash_attn": True}
+"""Of a training whose language model attends by flash-attn-4."""
+
 
 def say(*cells: object) -> None:
     """A row of the table."""
@@ -40,17 +46,17 @@ def report(name: str, unit: str, value: float, found: Measured, base: float | No
     say(name, f"{value:.4g} {unit}", ratio, share, f"{1000 * found.step:.0f}", memory_, f"{found.warm:.0f}", found.recompiles)
 
 
-def main(shape: str, row_tokens: int, steps: int, only: Sequence[str], compile: bool) -> None:
-    """Print the table."""
+def main(shape: str, row_tokens: int, steps: int, only: Sequence[str], compile: bool, flash_attn: bool = False) -> None:
+    """Print the table; `flash_attn`: stages 1 and 2 also with the package."""
     seen = config(shape)
     patches = seen.tokens_per_view
     words = [drawn(0, patches + length, length) for length in _uniform(patches)]
     pictures = [drawn(1, length, length) for length in _uniform(patches)]
     captions = drawn(1, patches * 200 // 576, patches * 200 // 576)
-    rate = matmul_rate(8192 if DEVICE.type == "cuda" else 256)
     gpu = DEVICE.type == "cuda"
+    rate, steady = (matmul_rate(8192, count) for count in (20, 2000)) if gpu else (matmul_rate(256, 20) for _ in range(2))
     card = torch.cuda.get_device_name() if gpu else "CPU"
-    sys.stdout.write(f"{card}, torch {torch.__version__}, {shape}: {rate / 1e12:.4g} TFLOP/s\n")
+    sys.stdout.write(f"{card}, torch {torch.__version__}, {shape}: {rate / 1e12:.4g} TFLOP/s, {steady / 1e12:.4g} where it lasts\n")
     settings: dict[str, Any] = {"batch_size": 1, "row_tokens": row_tokens, "compile": compile, "workers": 4 if gpu else 0}
     settings["dtype"] = "bfloat16" if gpu else "float32"
     load = answers.Load(16, 704, 8, 256) if gpu else answers.Load(2, patches + 12, 2, 4)
@@ -58,21 +64,23 @@ def main(shape: str, row_tokens: int, steps: int, only: Sequence[str], compile: 
     say(*["---"] * 8)
     lora, grounding, align, router = (settings | {"trained": name} for name in ("lora", "grounding", "align", "router"))
     masks, shares = MaskLoss(pixel_weight=1.0, dice_weight=1.0), RouterLoss(balance_weight=0.1, z_weight=0.01)
+    ways: dict[str, dict[str, Any]] = {"": {}, ", float8": EIGHT_BITS}
+    if flash_attn:
+        ways |= {", flash-attn-4": PACKAGE, ", flash-attn-4 and float8": PACKAGE | EIGHT_BITS}
     if "stage1" in only:
         base = plain.alignment(seen, captions, max(4, steps // 2), DEVICE)
         clear()
-        found = ours(shape, [captions], align, steps)
         limit = rate / flops(seen, 1, patches + captions.words, captions.labelled, fused=True)
-        report("1, encoders", "samples/s", found.samples, found, base, limit)
-        found = ours(shape, [captions], align | EIGHT_BITS, steps)
-        report("1, encoders, float8", "samples/s", found.samples, found, base, limit)
+        align["row_tokens"] = CAPTIONS * (patches + captions.words)
+        for name, way in ways.items():
+            found = ours(shape, [captions], align | way, steps)
+            report(f"1, encoders{name}", "samples/s", found.samples, found, base, limit)
     if "stage2" in only:
         base = plain.adapters(seen, words, max(4, steps // 2), DEVICE)
         clear()
-        found = ours(shape, words, lora, steps)
-        report("2, words alone", "tokens/s", found.tokens, found, base, _tokens_limit(seen, words, rate))
-        found = ours(shape, words, lora | EIGHT_BITS, steps)
-        report("2, words alone, float8", "tokens/s", found.tokens, found, base, _tokens_limit(seen, words, rate))
+        for name, way in ways.items():
+            found = ours(shape, words, lora | way, steps)
+            report(f"2, words alone{name}", "tokens/s", found.tokens, found, base, _tokens_limit(seen, words, rate))
     if "mix" in only:
         mix = [drawn(0, length, length) for length in mixed(patches, 4000) if length <= row_tokens]
         base = plain.adapters(seen, mix, max(4, steps // 2), DEVICE)
@@ -143,9 +151,11 @@ def _tokens_limit(seen: UniMedConfig, samples: Sequence[Drawn], rate: float, fus
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="llama-3.1-8b" if DEVICE.type == "cuda" else "tiny")
-    parser.add_argument("--row-tokens", type=int, default=8192 if DEVICE.type == "cuda" else 64)
+    parser.add_argument("--row-tokens", type=int, default=8448 if DEVICE.type == "cuda" else 64)
     parser.add_argument("--steps", type=int, default=20 if DEVICE.type == "cuda" else 2)
     parser.add_argument("--only", default="stage1,stage2,mix,stage3,stage4,canvases,rollout,step5")
     parser.add_argument("--eager", action="store_true", help="compile nothing")
+    parser.add_argument("--flash-attn", action="store_true", help="stages 1 and 2 with the package flash-attn-4 as well")
     given = parser.parse_args()
-    main(given.shape, given.row_tokens, given.steps, given.only.split(","), DEVICE.type == "cuda" and not given.eager)
+    layers = DEVICE.type == "cuda" and not given.eager
+    main(given.shape, given.row_tokens, given.steps, given.only.split(","), layers, given.flash_attn)

@@ -1,4 +1,4 @@
-# The image for stages on GPUs: torch for CUDA, DeepSpeed, TRL and, if asked for, flash-attn. docs/images.md says how to build it.
+# The image for stages on GPUs: torch for CUDA, DeepSpeed, TRL and, if asked for, flash-attn-4. docs/images.md says how to build it.
 # python:3.11-slim-bookworm (Python 3.11.16) as it stood in September 2026.
 ARG BASE=docker.io/library/python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 
@@ -12,18 +12,12 @@ FROM system AS dependencies
 ARG INDEX=""
 ARG WHEELS=""
 ARG TORCH=""
+# FLASH_ATTN: any word adds the package that `flash_attn: true` in params asks for.
+ARG FLASH_ATTN=""
 ENV UV_NO_CACHE=1 UV_SYSTEM_CERTS=1 UV_COMPILE_BYTECODE=1 PYC_INVALIDATION_MODE=UNCHECKED_HASH
 WORKDIR /build
 COPY pyproject.toml requirements.lock docker/install.sh ./
-RUN sh install.sh --requirements pyproject.toml --extra train && /uv/bin/uv pip check --python /venv/bin/python
-
-# FLASH_ATTN: the version to compile for CUDA_ARCHS with that many JOBS at a time, 2 to 3 GB of memory each; empty leaves it out.
-FROM dependencies AS flash
-ARG FLASH_ATTN=""
-ARG CUDA_ARCHS="80;90"
-ARG JOBS=4
-COPY docker/flash.sh ./
-RUN sh flash.sh
+RUN sh install.sh --requirements pyproject.toml --extra train ${FLASH_ATTN:+--extra flash} && /uv/bin/uv pip check --python /venv/bin/python
 
 # Our own code is a small layer of its own, so that an edit moves kilobytes. It is installed in place, as sources: recipe keys and dvc.lock
 # hash those. Any user can read it, whatever the umask of the builder.
@@ -37,7 +31,6 @@ RUN sh install.sh --no-deps --no-build-isolation --prefix /code --editable /app 
 
 FROM system
 COPY --from=dependencies /venv /venv
-COPY --from=flash /flash /venv
 COPY --from=code /code /venv
 COPY --from=code /app /app
 ARG REVISION=""

@@ -70,6 +70,8 @@ class Optimisation(Section):
     """Whether layers are compiled, which takes half a minute and pays on a GPU. Needs packed rows."""
     float8: bool = False
     """Whether the frozen language model multiplies in eight bits, which is faster on a GPU, where a first look allows it."""
+    flash_attn: bool = False
+    """Whether packed rows attend by the package flash-attn-4, which is faster on Hopper and Blackwell GPUs. Must be installed there."""
     workers: int = Field(default=0, ge=0)
     """Processes that read batches ahead; with none a batch is read when it is wanted."""
     failures: Failures = Failures()
@@ -79,6 +81,12 @@ class Optimisation(Section):
     def _static_shapes(self) -> Self:
         if self.compile and self.row_tokens is None:
             raise ValueError("compile needs row_tokens: every new length of a padded batch would be compiled anew")
+        return self
+
+    @model_validator(mode="after")
+    def _half(self) -> Self:
+        if self.flash_attn and (self.row_tokens is None or self.dtype != "bfloat16"):
+            raise ValueError("flash_attn needs row_tokens and dtype bfloat16: it attends within packed rows, in half precision")
         return self
 
     @model_validator(mode="after")

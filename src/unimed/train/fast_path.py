@@ -8,7 +8,7 @@ import torch
 
 from unimed.config import Optimisation
 from unimed.errors import InputError
-from unimed.model import attention
+from unimed.model import attention, flash_attention_4
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.train import float8, memory
 from unimed.train.compiled import compiled
@@ -25,11 +25,13 @@ def prepared(model: UniMedForConditionalGeneration, settings: Optimisation, devi
     """
     if settings.row_tokens is not None and device.type == "cuda" and settings.dtype == "float32":
         raise InputError("params.yaml: expected dtype bfloat16 where rows are packed on a GPU, found float32")
+    if settings.flash_attn:
+        flash_attention_4.require(device)
     if settings.dtype == "bfloat16":  # else each part stays in the type it came in
         model.to(torch.bfloat16)
     with ExitStack() as stack:
         if settings.row_tokens is not None:
-            stack.enter_context(attention.packed(model.model.language_model))
+            stack.enter_context(attention.packed(model.model.language_model, settings.flash_attn))
             room = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
             stack.enter_context(fitting(model, settings, room))
         if settings.float8:

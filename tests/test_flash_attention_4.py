@@ -1,0 +1,78 @@
+"""The package flash-attn-4: refused where it cannot be used, called as it is, and the same attention where there is a GPU for it."""
+
+import sys
+
+import pytest
+import torch
+from problems import settings as rewarded
+from pydantic import ValidationError
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from unimed.config import Optimisation
+from unimed.errors import InputError
+from unimed.model import attention, flash_attention_4
+
+ROWS = {"row_tokens": 400, "batch_size": 2, "max_steps": 4, "learning_rate": 0.01, "dtype": "bfloat16"}
+ENDS = [0, 130, 131, 300, 512]
+
+
+def test_a_run_without_such_a_gpu_is_refused():
+    with pytest.raises(InputError, match=r"^params.yaml: flash_attn needs a GPU of compute capability 9 or more, found cpu$"):
+        flash_attention_4.require(torch.device("cpu"))
+
+
+def test_a_run_without_the_package_is_told_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flash_attn", None)  # as if it were not there, on a machine that has it, too
+    with pytest.raises(InputError, match=r"^params.yaml: flash_attn needs the package flash-attn-4, found .*'\.\[flash\]'"):
+        flash_attention_4.kernels()
+
+
+@pytest.mark.parametrize("change", [{"row_tokens": None}, {"dtype": "float32"}])
+def test_it_is_for_packed_rows_in_half_precision(change):
+    assert Optimisation(**ROWS, flash_attn=True).flash_attn
+    with pytest.raises(ValidationError, match="flash_attn needs row_tokens and dtype bfloat16"):
+        Optimisation(**ROWS | change, flash_attn=True)
+
+
+def test_rewarded_answers_which_are_not_packed_cannot_have_it():
+    with pytest.raises(ValidationError, match="flash_attn needs row_tokens"):
+        rewarded(flash_attn=True, dtype="bfloat16")
+
+
+def given(device: str, heads: int, groups: int) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    shapes = [(ENDS[-1], heads, 128), (ENDS[-1], groups, 128), (ENDS[-1], groups, 128)]
+    return [torch.randn(*shape, device=device, dtype=torch.bfloat16) for shape in shapes]
+
+
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (8, 2)])
+def test_the_package_takes_what_it_is_given(monkeypatch, heads, groups):
+    """It compiles its kernels for a Hopper GPU that is not there, as it does on a machine without one."""
+    monkeypatch.setenv("FLASH_ATTENTION_ARCH", "sm_90a")
+    monkeypatch.setenv("CUTE_DSL_ARCH", "sm_90a")
+    monkeypatch.setenv("FLASH_ATTENTION_NUM_SMS", "132")
+    pytest.importorskip("flash_attn.cute.interface")
+    with FakeTensorMode():
+        query, key, value = given("cuda", heads, groups)
+        ends = torch.empty(len(ENDS), device="cuda", dtype=torch.int32)
+        states, lse = flash_attention_4.forward(query, key, value, ends, 212, 0.1)
+        found = flash_attention_4.backward(states, query, key, value, states, lse, ends, 212, 0.1)
+    assert (states.shape, lse.shape, lse.dtype) == (query.shape, (heads, ENDS[-1]), torch.float32)
+    assert [one.shape for one in found] == [query.shape, key.shape, value.shape]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a Hopper or Blackwell GPU")
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (8, 2)])
+def test_states_and_gradients_are_those_of_torchs_kernel(heads, groups):
+    pytest.importorskip("flash_attn.cute.interface")
+    found: dict[bool, list[torch.Tensor]] = {}
+    bounds = torch.tensor([*ENDS, ENDS[-1]], dtype=torch.int32, device="cuda")
+    extent = torch.tensor([len(ENDS) - 1, 212])
+    for package in (False, True):
+        sides = [side.requires_grad_() for side in given("cuda", heads, groups)]
+        states, lse = attention.varlen(*sides, bounds, extent, 128**-0.5, package)
+        states.backward(torch.ones_like(states) * torch.linspace(-1, 1, 128, device="cuda", dtype=torch.bfloat16))
+        found[package] = [states.detach(), lse.detach(), *(side.grad for side in sides if side.grad is not None)]
+    assert len(found[True]) == 5
+    for own, other in zip(found[True], found[False], strict=True):
+        assert (own.float() - other.float()).norm() / other.float().norm() < 0.005
