@@ -216,7 +216,7 @@ def test_what_cannot_run_is_said_before_anything_does():
     with pytest.raises(ValueError, match="compile needs row_tokens"):
         Optimisation(**(ROWS | {"row_tokens": None}), compile=True)
     with pytest.raises(InputError, match="expected dtype bfloat16 where rows are packed on a GPU, found float32"):
-        fast_path.prepared(tiny.fresh(), Optimisation(**ROWS), torch.device("cuda")).__enter__()
+        fast_path.check(Optimisation(**ROWS), torch.device("cuda"))
 
 
 def test_what_is_no_number_is_told_with_its_step_and_once():

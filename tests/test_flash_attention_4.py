@@ -3,14 +3,18 @@
 import sys
 
 import pytest
+import tiny
 import torch
 from problems import settings as rewarded
 from pydantic import ValidationError
+from test_loop import several
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from unimed.config import Optimisation
 from unimed.errors import InputError
 from unimed.model import attention, flash_attention_4
+from unimed.train import loop
+from unimed.train.batch import Collator
 
 ROWS = {"row_tokens": 400, "batch_size": 2, "max_steps": 4, "learning_rate": 0.01, "dtype": "bfloat16"}
 ENDS = [0, 130, 131, 300, 512]
@@ -19,6 +23,14 @@ ENDS = [0, 130, 131, 300, 512]
 def test_a_run_without_such_a_gpu_is_refused():
     with pytest.raises(InputError, match=r"^params.yaml: flash_attn needs a GPU of compute capability 9 or more, found cpu$"):
         flash_attention_4.require(torch.device("cpu"))
+
+
+def test_a_training_is_refused_before_its_model_is_touched(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = tiny.fresh()
+    with pytest.raises(InputError, match="flash_attn needs a GPU"):
+        loop.fit(model, several(tmp_path, 2), Collator(tiny.processor()), Optimisation(**ROWS, flash_attn=True), 0, "tiny")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
 def test_a_run_without_the_package_is_told_how_to_install_it(monkeypatch):
@@ -37,6 +49,16 @@ def test_it_is_for_packed_rows_in_half_precision(change):
 def test_rewarded_answers_which_are_not_packed_cannot_have_it():
     with pytest.raises(ValidationError, match="flash_attn needs row_tokens"):
         rewarded(flash_attn=True, dtype="bfloat16")
+
+
+def test_packed_rows_go_to_the_kernel_that_was_chosen_while_the_block_runs():
+    language = tiny.fresh().model.language_model
+    before = language.config._attn_implementation
+    for package, name in ((False, attention.NAME), (True, attention.BY_PACKAGE)):
+        with attention.packed(language, package):
+            assert language.config._attn_implementation == name
+        assert language.config._attn_implementation == before
+    assert attention.NAME != attention.BY_PACKAGE
 
 
 def given(device: str, heads: int, groups: int) -> list[torch.Tensor]:

@@ -17,16 +17,20 @@ from unimed.train.masters import MasterAdamW
 logger = logging.getLogger("train")
 
 
+def check(settings: Optimisation, device: torch.device) -> None:
+    """Nothing where a device can do what is asked of it. Raises InputError where it cannot."""
+    if settings.row_tokens is not None and device.type == "cuda" and settings.dtype == "float32":
+        raise InputError("params.yaml: expected dtype bfloat16 where rows are packed on a GPU, found float32")
+    if settings.flash_attn:
+        flash_attention_4.require(device)
+
+
 @contextmanager
 def prepared(model: UniMedForConditionalGeneration, settings: Optimisation, device: torch.device) -> Iterator[MasterAdamW | None]:
     """The model ready for a run on a device; gives the optimizer where it is not the trainer's own.
 
     What trained is float32 afterwards.
     """
-    if settings.row_tokens is not None and device.type == "cuda" and settings.dtype == "float32":
-        raise InputError("params.yaml: expected dtype bfloat16 where rows are packed on a GPU, found float32")
-    if settings.flash_attn:
-        flash_attention_4.require(device)
     if settings.dtype == "bfloat16":  # else each part stays in the type it came in
         model.to(torch.bfloat16)
     with ExitStack() as stack:

@@ -63,6 +63,7 @@ def fit(
     if settings.workers:
         environment.allow_open_files()
     args = arguments(settings, seed)
+    fast_path.check(settings, args.device)
     size = args.per_device_train_batch_size
     batches["data_collator"] = InPortions(batches["data_collator"], min(settings.samples_at_once or size, size))
     if settings.float8:
