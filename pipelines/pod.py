@@ -11,12 +11,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pipelines import artifacts, launch, lock, stages
+from pipelines.kept import Kept
 from pipelines.order import Order, TrainJob
 from pipelines.stages import Stage
 from pipelines.watch import TrainingError
@@ -58,6 +60,15 @@ class Pod:
             (folder / name).write_bytes((ROOT / name).read_bytes())
         (folder / "params.yaml").write_text(self.text)
         lock.write(folder / "dvc.lock", {self.stage.name: lock.entry(self.stage, self.params, digests, folder, ROOT)})
+
+    def checkpoints(self, folder: Path) -> Kept | None:
+        """The stage's checkpoints, with what an earlier pod left of them fetched; none without a store or a key."""
+        if self.store is None or not self.order.recipe:
+            return None
+        own = folder / job.Job(self.stage.name, self.order.recipe).folder / job.CHECKPOINTS
+        kept = Kept(self.store, self.stage.name, self.order.recipe, own)
+        kept.fetch()
+        return kept
 
     def execute(self, folder: Path) -> None:
         """Run the stage's command in `folder`; ends this program with the command's exit code when that is not 0."""
@@ -112,7 +123,9 @@ def task(pod: Pod, ports: dict[str, Path], shown: dict[str, Path], outcome: Path
         folder = Path(name)
         digests = {path: artifacts.take(ports[port], folder / path, pod.store) for port, path in pod.stage.inputs.items()}
         pod.prepare(folder, digests)
-        pod.execute(folder)
+        checkpoints = pod.checkpoints(folder)
+        with checkpoints.following() if checkpoints else nullcontext():
+            pod.execute(folder)
         made = pod.keep(folder, digests)
         about = {}
         for port, path in pod.stage.outputs.items():
@@ -120,6 +133,8 @@ def task(pod: Pod, ports: dict[str, Path], shown: dict[str, Path], outcome: Path
             about[port] = artifacts.metadata(folder / path, made[path], digests)
         about |= {artifacts.port(file): artifacts.show(pod.stage, folder, file, place) for file, place in shown.items()}
         artifacts.report(executor_input, about, artifacts.decide(pod.stage, folder, outcome))
+        if checkpoints:
+            checkpoints.drop()
 
 
 def train(pod: Pod, machines: TrainJob, ports: dict[str, Path], executor_input: dict[str, Any]) -> None:

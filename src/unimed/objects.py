@@ -95,17 +95,18 @@ class Objects:
                 whole.update(chunk)
 
             found = self._receive(name, 0, take)
-            if found is None:
-                return False
-            if _kept_md5(found) in (None, whole.hexdigest()):
-                return True
-        raise InputError(
-            f"{self.url(name)}: expected bytes with md5 {_kept_md5(found)}, found others twice; check the network, then try again"
-        )
+            if found is None or _kept_md5(found) in (None, whole.hexdigest()):
+                return found is not None
+        told = f"expected bytes with md5 {_kept_md5(found)}, found others twice"
+        raise InputError(f"{self.url(name)}: {told}; check the network, then try again")
 
     def write(self, name: str, data: bytes) -> None:
         """Put a small object, in place of one that is there; S3 refuses it if it does not arrive as it was sent."""
         self._call("put_object", Key=self.prefix + name, Body=data, ContentMD5=_header(data))
+
+    def delete(self, name: str) -> None:
+        """Remove an object; nothing where there is none."""
+        self._call("delete_object", Key=self.prefix + name)
 
     def send(self, name: str, path: Path, md5: str, moved: Moved) -> None:
         """Put a file whose hash is known, in parts when it is large; nothing is put when its bytes are no longer those of the hash."""
@@ -245,6 +246,5 @@ def _kept_md5(found: dict[str, Any]) -> str | None:
 
 def _check_unchanged(path: Path, md5: str, found: str) -> None:
     if found != md5:
-        raise InputError(
-            f"{path}: expected bytes with md5 {md5} as when it was hashed, found {found}; push again once nothing writes to it"
-        )
+        told = f"expected bytes with md5 {md5} as when it was hashed, found {found}"
+        raise InputError(f"{path}: {told}; push again once nothing writes to it")

@@ -1,0 +1,130 @@
+"""The checkpoints of a stage in the store, so that a pod that takes the place of one that is gone goes on from them."""
+
+import json
+import logging
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from unimed import hashes, outputs
+from unimed.errors import InputError
+from unimed.store import Store
+
+EVERY_SECONDS = 5.0
+"""Between two looks at whether there is a new one. They come every ten minutes, and when the stage is told to stop."""
+
+NAME = re.compile(r"\d+/step-\d{8}/[A-Za-z0-9_.-]+")
+"""Of a file: the training of the stage, the step, and its name in the checkpoint."""
+
+log = logging.getLogger("pod")
+
+
+class Kept:
+    """What the store holds of a stage's checkpoints under its recipe key: of each of its trainings the newest.
+
+    `folder` is where the stage has them, and looks for them. A stage can do without, so what cannot be fetched or kept is a warning.
+    """
+
+    def __init__(self, store: Store, stage: str, key: str, folder: Path):
+        self.objects, self.name, self.folder = store.objects, f"checkpoints/{stage}-{key}", folder
+        self.held: dict[str, str] = {}
+        """Of each file in the store the md5."""
+        self.tried: set[Path] = set()
+
+    def fetch(self) -> None:
+        """Lay them where the stage looks for them, each whole or not at all."""
+        try:
+            self.held = self._listing()
+        except InputError as error:
+            log.warning("checkpoint left out: %s", error)
+        for step in sorted({name.rpartition("/")[0] for name in self.held}):
+            try:
+                self._fetch(step)
+                log.info("an earlier pod left the checkpoint %s", step)
+            except InputError as error:
+                log.warning("checkpoint left out: %s", error)
+                outputs.remove(self.folder / step)
+        self.tried = self._newest()
+
+    def _fetch(self, step: str) -> None:
+        (self.folder / step).mkdir(parents=True)
+        for name, md5 in self.held.items():
+            if name.startswith(f"{step}/"):
+                self.objects.fetch(f"{self.name}/{name}", self.folder / name, md5, _unseen)
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """While the block runs, and once more when it ends, whatever is new is put into the store."""
+        ended = threading.Event()
+
+        def follow() -> None:
+            while not ended.wait(EVERY_SECONDS):
+                self.keep()
+
+        thread = threading.Thread(target=follow, name="checkpoints")
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            self.keep()
+
+    def keep(self) -> None:
+        """Put what is new into the store, and let go of what it takes the place of. Each is tried once."""
+        newest = self._newest()
+        if newest <= self.tried:
+            return
+        self.tried = newest
+        try:
+            files = {}
+            for step in newest:
+                for entry in hashes.listing(step):
+                    files[f"{step.relative_to(self.folder)}/{entry['relpath']}"] = entry["md5"]
+            for name in files.keys() - self.held.keys():
+                self.objects.send(f"{self.name}/{name}", self.folder / name, files[name], _unseen)
+            self._list(files)
+        except (InputError, OSError) as error:
+            log.warning("checkpoint not kept: %s", error)
+
+    def drop(self) -> None:
+        """Let go of all of them: the stage has ended well."""
+        try:
+            if self.held:
+                self._list({})
+        except InputError as error:
+            log.warning("checkpoints stay in the store: %s", error)
+
+    def _newest(self) -> set[Path]:
+        """The newest checkpoint of each training; one that is being written has another name."""
+        found = (sorted(training.glob("step-????????")) for training in self.folder.glob("*"))
+        return {steps[-1] for steps in found if steps}
+
+    def _listing(self) -> dict[str, str]:
+        """What the store says that it holds. Raises InputError for anything but names and hashes."""
+        text = self.objects.read(f"{self.name}.json")
+        where = self.objects.url(f"{self.name}.json")
+        try:
+            found = dict(json.loads(text or b"{}"))
+        except (TypeError, ValueError):
+            raise InputError(f"{where}: expected a listing of checkpoints in JSON, found something else; delete it") from None
+        if wrong := [name for name, md5 in found.items() if not (NAME.fullmatch(name) and re.fullmatch("[0-9a-f]{32}", str(md5)))]:
+            raise InputError(f"{where}: expected files of checkpoints with their md5, found {wrong[0]!r}; delete it")
+        return found
+
+    def _list(self, files: dict[str, str]) -> None:
+        """Say what the store holds from now on; what it no longer does is deleted after that."""
+        name = f"{self.name}.json"
+        if files:
+            self.objects.write(name, json.dumps(files, sort_keys=True).encode())
+        else:
+            self.objects.delete(name)
+        before, self.held = self.held, files
+        for gone in sorted(before.keys() - files.keys()):
+            self.objects.delete(f"{self.name}/{gone}")
+
+
+def _unseen(count: int) -> None:
+    """No bar for bytes that go beside the stage's own work."""
