@@ -12,6 +12,7 @@ from pathlib import Path
 import candidate
 import psutil
 import pytest
+import s3
 import yaml
 
 from conftest import NOWHERE, ROOT
@@ -20,6 +21,7 @@ from unimed import hashes
 from unimed.errors import BAD_INPUT, STOPPED
 from unimed.model import artifacts, weights
 
+pytest_plugins = ["s3"]
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not shutil.which("g++"), reason="torch's collectives are compiled with g++")]
 PARAMS = "seed: 0\nalign: {batch_size: 4, max_steps: 3, learning_rate: 0.001, warmup_steps: 0}\n"
 
@@ -32,15 +34,15 @@ def made(tmp_path_factory) -> Path:
     return root
 
 
-def start(made: Path, out: Path, processes: int, params: str = PARAMS) -> subprocess.Popen:
-    """Stage 1 in a pod with that many processes, which works in `out`."""
+def start(made: Path, out: Path, processes: int, params: str = PARAMS, store: str = "") -> subprocess.Popen:
+    """Stage 1 in a pod with that many processes, which works in `out`; in a store it keeps its checkpoints."""
     artifact = {"name": "aligned", "type": {"schemaTitle": "system.Model"}, "uri": "run/align/aligned", "metadata": {}}
     told = {"outputs": {"artifacts": {"aligned": {"artifacts": [artifact]}}, "outputFile": str(out / "told.json")}}
     [stage] = [stage for stage in stages.read((ROOT / "dvc.yaml").read_text()) if stage.name == "align"]
     sources = dict.fromkeys(stage.inputs.values(), "made here")
     code = {path: hashes.code_hash(ROOT / path) for path in stage.code}
     key = stages.recipe(stage, yaml.safe_load(params), sources | code)
-    order = {"stage": "align", "recipe": key, "sources": sources, "processes": processes}
+    order = {"stage": "align", "recipe": key, "sources": sources, "processes": processes, "store": store, "most_bytes": 2**40}
     words = ["--order", json.dumps(order), "--params", params, "--executor-input", json.dumps(told), "--"]
     inputs = {"data": made / "valid/alignment", "shards": made / "shards", "foundation": made / "models/foundation"}
     places = inputs | {"aligned": out / "aligned"}
@@ -104,3 +106,20 @@ def test_two_processes_end_as_stopped_exactly_when_both_have_saved(made: Path, t
     end = "was told to stop, and ended with" if code == STOPPED else "failed with"
     assert f"stage align {end} exit code {code}" in said, said[-4000:]
     assert not (out / "aligned").exists()
+
+
+def test_a_pod_in_the_place_of_one_that_was_stopped_ends_in_the_bytes_of_one_left_alone(made: Path, tmp_path: Path, service: s3.Service):
+    params = PARAMS.replace("max_steps: 3", "max_steps: 40")
+    first = start(made, tmp_path / "first", 2, params, service.url)
+    assert found(tmp_path / "first", "metrics.jsonl", first), (tmp_path / "first/said.txt").read_text()[-4000:]
+    first.send_signal(signal.SIGTERM)
+    assert first.wait() == STOPPED
+    kept = {Path(name).name for name in service.names() if "/checkpoints/align-" in name and "/step-" in name}
+    assert kept >= {"process-00000.safetensors", "process-00001.safetensors", "manifest.json"}
+    for name, store in (("second", service.url), ("whole", "")):
+        assert start(made, tmp_path / name, 2, params, store).wait() == 0, (tmp_path / name / "said.txt").read_text()[-4000:]
+    said = (tmp_path / "second/said.txt").read_text()
+    assert "an earlier pod left the checkpoint 1/step-" in said
+    assert " goes on from " in said
+    assert s3.contents(tmp_path / "second/aligned") == s3.contents(tmp_path / "whole/aligned")
+    assert not [name for name in service.names() if "/checkpoints/" in name]
