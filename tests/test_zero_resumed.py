@@ -65,10 +65,37 @@ except SystemExit as end:
 """
 
 
-def run(folder: Path, way: int, step: int = 0, number: int = 0) -> subprocess.CompletedProcess:
-    """Stages 1 to 4 in two processes, a checkpoint after each step; at that step's the second gets a signal."""
+REWARDED = """
+import logging, os, sys, threading
+from pathlib import Path
+
+import problems, striking, tiny
+from unimed import job
+from unimed.model import weights
+from unimed.rl import trainer
+from unimed.train import resuming
+
+step, number = map(int, sys.argv[1:])
+rank = int(os.environ["RANK"])
+out, mine = Path.cwd(), Path.cwd() / str(rank)
+resuming.EVERY_SECONDS = 0.0
+logging.basicConfig(level="INFO")
+if rank == 1 and number:
+    threading.Thread(target=striking.strike, args=(out, step, 0.0, number), daemon=True).start()
+with job.run(job.Job("grpo", "key")):
+    model = problems.babbling(tiny.stirred(**tiny.EXPERTS))
+    trained = problems.with_reasoner(model)
+    found = [problems.absent(mine), problems.pointing(mine)]
+    settings = problems.settings(max_steps=6, temperature=1.0, deepspeed=out / "zero.json")
+    history = trainer.reinforce(model, tiny.processor(), found, [], settings, 0)
+    weights.write(mine / "reasoner", weights.named(model, trained), {}, history=history)
+"""
+
+
+def run(folder: Path, way: int, step: int = 0, number: int = 0, program: str = PROGRAM) -> subprocess.CompletedProcess:
+    """Stages 1 to 4, or another program, in two processes, a checkpoint after each step; at that step's the second gets a signal."""
     folder.mkdir(exist_ok=True)
-    (folder / "program.py").write_text(PROGRAM)
+    (folder / "program.py").write_text(program)
     (folder / "zero.json").write_text(json.dumps(ZERO | {"zero_optimization": WAYS[way]}))
     known = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "tests", ROOT / "src", ROOT))), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *TWO, "program.py", str(step), str(number)]
@@ -114,3 +141,22 @@ def test_two_processes_killed_then_told_to_stop_go_on_to_the_bits_of_two_left_al
             assert left["files"] == right["files"]
             # The first process's alone is told to anybody.
             assert rank == "1" or left["losses"] == right["losses"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles its communication when it first starts, with g++")
+def test_rewarded_answers_under_zero_2_killed_go_on_to_the_bits_of_those_left_alone(tmp_path):
+    one, other = tmp_path / "disturbed", tmp_path / "whole"
+    killed = run(one, 2, 3, 9, REWARDED)
+    assert killed.returncode == 1 and "Signal 9 (SIGKILL)" in killed.stderr, killed.stderr[-4000:]
+    assert 3 <= reached(one) < 6
+    newest = max(one.glob("runs/*/checkpoints/*/step-????????"))
+    for folder in (one, other):
+        done = run(folder, 2, program=REWARDED)
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert done.stderr.count(f"grpo goes on from {newest.relative_to(one)}") == (2 if folder == one else 0)
+    for rank in ("0", "1"):
+        left, right = (artifacts.verify(folder / rank / "reasoner") for folder in (one, other))
+        assert left["files"] == right["files"]
+        # The first process's alone is told to anybody.
+        assert rank == "1" or left["history"] == right["history"]
