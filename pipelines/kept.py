@@ -30,7 +30,9 @@ class Kept:
     def __init__(self, store: Store, stage: str, key: str, folder: Path):
         self.objects, self.name, self.folder = store.objects, f"checkpoints/{stage}-{key}", folder
         self.held: dict[str, str] = {}
-        """Of each file in the store the md5."""
+        """Of each file that the store lists the md5."""
+        self.sent: set[str] = set()
+        """Files that may be there beside them."""
         self.tried: set[Path] = set()
 
     def fetch(self) -> None:
@@ -74,17 +76,17 @@ class Kept:
 
     def keep(self) -> None:
         """Put what is new into the store, and let go of what it takes the place of. Each is tried once."""
-        newest = self._newest()
-        if newest <= self.tried:
-            return
-        self.tried = newest
         try:
-            files = {}
-            for step in newest:
-                for entry in hashes.listing(step):
-                    files[f"{step.relative_to(self.folder)}/{entry['relpath']}"] = entry["md5"]
-            for name in files.keys() - self.held.keys():
-                self.objects.send(f"{self.name}/{name}", self.folder / name, files[name], _unseen)
+            newest = self._newest()
+            if newest <= self.tried:
+                return
+            self.tried = newest
+            entries = [(step.relative_to(self.folder), entry) for step in newest for entry in hashes.listing(step)]
+            files = {f"{step}/{entry['relpath']}": entry["md5"] for step, entry in entries}
+            for name, md5 in files.items():
+                if self.held.get(name) != md5:
+                    self.sent.add(name)
+                    self.objects.send(f"{self.name}/{name}", self.folder / name, md5, _unseen)
             self._list(files)
         except (InputError, OSError) as error:
             log.warning("checkpoint not kept: %s", error)
@@ -92,7 +94,7 @@ class Kept:
     def drop(self) -> None:
         """Let go of all of them: the stage has ended well."""
         try:
-            if self.held:
+            if self.held or self.sent:
                 self._list({})
         except InputError as error:
             log.warning("checkpoints stay in the store: %s", error)
@@ -116,14 +118,16 @@ class Kept:
 
     def _list(self, files: dict[str, str]) -> None:
         """Say what the store holds from now on; what it no longer does is deleted after that."""
-        name = f"{self.name}.json"
+        listing = f"{self.name}.json"
         if files:
-            self.objects.write(name, json.dumps(files, sort_keys=True).encode())
+            self.objects.write(listing, json.dumps(files, sort_keys=True).encode())
         else:
-            self.objects.delete(name)
-        before, self.held = self.held, files
-        for gone in sorted(before.keys() - files.keys()):
-            self.objects.delete(f"{self.name}/{gone}")
+            self.objects.delete(listing)
+        gone = (self.sent | self.held.keys()) - files.keys()
+        self.held = files
+        for name in sorted(gone):
+            self.objects.delete(f"{self.name}/{name}")
+        self.sent = set()
 
 
 def _unseen(count: int) -> None:

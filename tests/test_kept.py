@@ -127,6 +127,33 @@ def test_a_store_that_refuses_costs_the_checkpoint_alone(made: Kept, service: s3
     assert under(service) == [".json", "/1/step-00000006/numbers.json", "/1/step-00000006/process-00000.safetensors"]
 
 
+def test_what_came_through_of_one_that_was_not_kept_does_not_stay(made: Kept, service: s3.Service):
+    service.faults.append(s3.Fault("PUT", "align-0123abcd.json", "answer", times=10**6, status=403, code="AccessDenied"))
+    write(made, 1, 5)
+    made.keep()
+    assert len(under(service)) == 2
+    service.faults.clear()
+    write(made, 1, 6)
+    made.keep()
+    assert {name.split("/")[2] for name in under(service) if name != ".json"} == {"step-00000006"}
+    made.drop()
+    assert under(service) == []
+
+
+def test_one_written_anew_with_other_bytes_is_sent_anew(made: Kept, service: s3.Service, tmp_path: Path):
+    write(made, 1, 5)
+    made.keep()
+    later = another(service, tmp_path / "second")
+    later.fetch()
+    shutil.rmtree(later.folder)
+    later.tried = set()  # as where the stage could not go on from it
+    place = write(later, 1, 5, "other weights")
+    later.keep()
+    third = another(service, tmp_path / "third")
+    third.fetch()
+    assert s3.contents(third.folder / "1/step-00000005") == s3.contents(place)
+
+
 def test_one_that_goes_while_it_is_sent_costs_itself_alone(made: Kept, service: s3.Service, caplog: pytest.LogCaptureFixture):
     service.faults.append(s3.Fault("PUT", "", "stall"))
     place = write(made, 1, 5)
