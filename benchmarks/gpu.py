@@ -1,6 +1,7 @@
 """Speed and memory of stages 1 to 4 and of stage 5's rollout and step at full size on random weights, beside baselines in one process.
 
-python -m benchmarks.gpu [--shape llama-7b] [--row-tokens 8192] [--steps 20] [--only stage1,stage2,mix,stage3,stage4,canvases,rollout,step5]
+python -m benchmarks.gpu [--shape llama-7b] [--row-tokens 8448] [--steps 20] [--flash-attn]
+    [--only stage1,stage2,mix,stage3,stage4,canvases,rollout,step5]
 """
 
 import argparse
@@ -54,7 +55,7 @@ def main(shape: str, row_tokens: int, steps: int, only: Sequence[str], compile: 
     pictures = [drawn(1, length, length) for length in _uniform(patches)]
     captions = drawn(1, patches * 200 // 576, patches * 200 // 576)
     gpu = DEVICE.type == "cuda"
-    rate, steady = (matmul_rate(8192, count) for count in (20, 2000)) if gpu else (matmul_rate(256, 20) for _ in range(2))
+    rate, steady = (matmul_rate(8192 if gpu else 256, count) for count in (20, 2000))
     card = torch.cuda.get_device_name() if gpu else "CPU"
     sys.stdout.write(f"{card}, torch {torch.__version__}, {shape}: {rate / 1e12:.4g} TFLOP/s, {steady / 1e12:.4g} where it lasts\n")
     settings: dict[str, Any] = {"batch_size": 1, "row_tokens": row_tokens, "compile": compile, "workers": 4 if gpu else 0}

@@ -101,6 +101,7 @@ def mixed(patches: int, count: int, seed: int = 0) -> Iterator[int]:
     """Lengths of a mix: three in ten of text alone, five with one image, two with two to four."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
+        # Two words at least, however few patches: the first of a sample is never asked for.
         kind, text = rng.random(), int(rng.integers(patches // 11 + 2, patches * 7 // 10 + 4))
         yield text + patches * (0 if kind < 0.3 else 1 if kind < 0.8 else int(rng.integers(2, 5)))
 

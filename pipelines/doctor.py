@@ -125,8 +125,6 @@ def pipelines(host: str) -> Finding:
 
 def store(root: Path) -> Finding:
     """Whether the DVC remote of the project in `root` takes, gives and deletes an object."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
     url = plan.store(root)
     if not url:
         return Finding("store", None, "no DVC remote: artifacts travel whole", "`dvc remote add --default store s3://BUCKET/PREFIX`")
@@ -134,9 +132,9 @@ def store(root: Path) -> Finding:
     objects.write(name, said)
     same = objects.read(name) == said
     try:
-        objects.client.delete_object(Bucket=objects.bucket, Key=objects.prefix + name)
-    except (BotoCoreError, ClientError) as error:
-        found = f"{objects.url(name)} was written and cannot be deleted: {type(error).__name__}"
+        objects.delete(name)
+    except InputError as error:
+        found = f"{objects.url(name)} was written and cannot be deleted: {error}"
         return Finding("store", False, found, "grant s3:DeleteObject under the prefix")
     if not same:
         return Finding("store", False, f"{url} does not give back what was put", "look at proxies and caches before the bucket")

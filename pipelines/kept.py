@@ -15,7 +15,7 @@ from unimed.store import Store
 EVERY_SECONDS = 5.0
 """Between two looks at whether there is a new one. They come every ten minutes, and when the stage is told to stop."""
 
-NAME = re.compile(r"\d+/step-\d{8}/[A-Za-z0-9_.-]+")
+NAME = re.compile(r"[0-9]+/step-[0-9]{8}/[A-Za-z0-9][A-Za-z0-9_.-]*")
 """Of a file: the training of the stage, the step, and its name in the checkpoint."""
 
 log = logging.getLogger("pod")
@@ -24,15 +24,16 @@ log = logging.getLogger("pod")
 class Kept:
     """What the store holds of a stage's checkpoints under its recipe key: of each of its trainings the newest.
 
-    `folder` is where the stage has them, and looks for them. A stage can do without, so what cannot be fetched or kept is a warning.
+    `processes` is how many train together, as one checkpoint is for so many alone; `folder` is where the stage has them, and looks for
+    them. A stage can do without, so what cannot be fetched or kept is a warning.
     """
 
-    def __init__(self, store: Store, stage: str, key: str, folder: Path):
-        self.objects, self.name, self.folder = store.objects, f"checkpoints/{stage}-{key}", folder
+    def __init__(self, store: Store, stage: str, key: str, processes: int, folder: Path):
+        self.objects, self.name, self.folder = store.objects, f"checkpoints/{stage}-{key}-{processes}", folder
         self.held: dict[str, str] = {}
         """Of each file that the store lists the md5."""
         self.sent: set[str] = set()
-        """Files that may be there beside them."""
+        """Files that may be there beside those."""
         self.tried: set[Path] = set()
 
     def fetch(self) -> None:
@@ -44,8 +45,8 @@ class Kept:
         for step in sorted({name.rpartition("/")[0] for name in self.held}):
             try:
                 self._fetch(step)
-                log.info("an earlier pod left the checkpoint %s", step)
-            except InputError as error:
+                log.info("an earlier pod left the checkpoint %s", self.objects.url(f"{self.name}/{step}"))
+            except (InputError, OSError) as error:
                 log.warning("checkpoint left out: %s", error)
                 outputs.remove(self.folder / step)
         self.tried = self._newest()
@@ -65,7 +66,8 @@ class Kept:
             while not ended.wait(EVERY_SECONDS):
                 self.keep()
 
-        thread = threading.Thread(target=follow, name="checkpoints")
+        # A daemon: a signal between here and the block must not leave it running, and the pod with it.
+        thread = threading.Thread(target=follow, name="checkpoints", daemon=True)
         thread.start()
         try:
             yield
@@ -89,7 +91,8 @@ class Kept:
                     self.objects.send(f"{self.name}/{name}", self.folder / name, md5, _unseen)
             self._list(files)
         except (InputError, OSError) as error:
-            log.warning("checkpoint not kept: %s", error)
+            if self.folder.exists():  # else the stage has ended well meanwhile
+                log.warning("checkpoint not kept: %s", error)
 
     def drop(self) -> None:
         """Let go of all of them: the stage has ended well."""
@@ -109,9 +112,11 @@ class Kept:
         text = self.objects.read(f"{self.name}.json")
         where = self.objects.url(f"{self.name}.json")
         try:
-            found = dict(json.loads(text or b"{}"))
-        except (TypeError, ValueError):
-            raise InputError(f"{where}: expected a listing of checkpoints in JSON, found something else; delete it") from None
+            found = json.loads(text or b"{}")
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise InputError(f"{where}: expected a listing of checkpoints in JSON, found something else; delete it")
         if wrong := [name for name, md5 in found.items() if not (NAME.fullmatch(name) and re.fullmatch("[0-9a-f]{32}", str(md5)))]:
             raise InputError(f"{where}: expected files of checkpoints with their md5, found {wrong[0]!r}; delete it")
         return found
@@ -123,11 +128,13 @@ class Kept:
             self.objects.write(listing, json.dumps(files, sort_keys=True).encode())
         else:
             self.objects.delete(listing)
-        gone = (self.sent | self.held.keys()) - files.keys()
-        self.held = files
-        for name in sorted(gone):
-            self.objects.delete(f"{self.name}/{name}")
-        self.sent = set()
+        self.sent, self.held = (self.sent | self.held.keys()) - files.keys(), files
+        try:
+            for name in sorted(self.sent):
+                self.objects.delete(f"{self.name}/{name}")
+                self.sent.remove(name)
+        except InputError as error:
+            log.warning("an old checkpoint stays in the store for now: %s", error)
 
 
 def _unseen(count: int) -> None:

@@ -66,7 +66,7 @@ class Pod:
         if self.store is None or not self.order.recipe:
             return None
         own = folder / job.Job(self.stage.name, self.order.recipe).folder / job.CHECKPOINTS
-        kept = Kept(self.store, self.stage.name, self.order.recipe, own)
+        kept = Kept(self.store, self.stage.name, self.order.recipe, self.order.processes, own)
         kept.fetch()
         return kept
 

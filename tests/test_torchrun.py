@@ -119,7 +119,7 @@ def test_a_pod_in_the_place_of_one_that_was_stopped_ends_in_the_bytes_of_one_lef
     for name, store in (("second", service.url), ("whole", "")):
         assert start(made, tmp_path / name, 2, params, store).wait() == 0, (tmp_path / name / "said.txt").read_text()[-4000:]
     said = (tmp_path / "second/said.txt").read_text()
-    assert "an earlier pod left the checkpoint 1/step-" in said
+    assert f"an earlier pod left the checkpoint {service.url}/checkpoints/align-" in said
     assert " goes on from " in said
     assert s3.contents(tmp_path / "second/aligned") == s3.contents(tmp_path / "whole/aligned")
     assert not [name for name in service.names() if "/checkpoints/" in name]

@@ -16,10 +16,14 @@ CAPABILITY = 9
 
 
 def require(device: torch.device) -> None:
-    """Nothing where it can be used. Raises InputError where the device is none of its GPUs or the package is missing."""
+    """Nothing where it can be used; and a needless warning of its compiler is off from then on.
+
+    Raises InputError where the device is none of its GPUs or the package is missing.
+    """
     if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] < CAPABILITY:
         found = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        raise InputError(f"params.yaml: flash_attn needs a GPU of compute capability {CAPABILITY} or more, found {found}")
+        need = f"params.yaml: flash_attn needs a GPU of compute capability {CAPABILITY} or more"
+        raise InputError(f"{need}, found {found}; use one, or leave flash_attn out")
     kernels()
     # Said of each kernel when it is compiled, of an argument that nobody gave.
     warnings.filterwarnings("ignore", message="Argument aux_data", category=UserWarning)

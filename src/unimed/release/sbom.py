@@ -1,4 +1,4 @@
-"""The bill of materials of a release as CycloneDX 1.6: every Python package with its licence, and every part of the model with its hash."""
+"""The bill of materials of a release as CycloneDX 1.6: all packages of the lock, with licences, and parts of the model with hashes."""
 
 import json
 import re
