@@ -75,7 +75,7 @@ def table(folder: Path, ran: Mapping[str, Ran], preset: Mapping[str, Any], numbe
     for name in MIXES:
         batches = [each[name]["batch_size"] for each in (numbers, preset)]
         seconds, row = step_seconds(ran[name].logged(folder), name), a_row(folder, name, numbers)
-        share = f"{batches[0] / seconds * row.operations / rate:.0%}"
+        share = f"{100 * batches[0] / seconds * row.operations / rate:.3g}%"
         rows.append([name, *_steps(*batches, seconds, row.samples), *_whole(folder, ran[name], share)])
     rows += _reasoning(folder, ran["grpo"], preset["grpo"], numbers["grpo"])
     steps = numbers["align"]["max_steps"]

@@ -126,7 +126,7 @@ def test_what_is_learned_beside_eight_bits_is_near_what_is_learned_beside_sixtee
 
 @pytest.mark.slow
 def test_a_run_that_eight_bits_would_spoil_is_told_before_its_first_step(tmp_path, monkeypatch, caplog):
-    model, samples = adapted(), several(tmp_path, 8)
+    model, samples = adapted(), several(tmp_path, 1)  # one, since the mean over several words of chance hides it
     model.lm_head.weight.data *= 20  # so that small differences of states make large ones of words
     loop.train_only(model, [name for name, _ in model.named_parameters() if "lora" in name])
     monkeypatch.setattr(float8, "LARGEST", 2.0**-9)  # the least that is not zero: all else of a row becomes it or nothing
