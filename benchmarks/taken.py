@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from benchmarks.stage import Marks
-from benchmarks.timed import DEVICE, matmul_rate
+from benchmarks.timed import matmul_rate
 from pipelines.stages import Stage
 from unimed import hashes, throughput
 from unimed.data import samples
@@ -70,7 +70,7 @@ def step_seconds(logged: Sequence[Mapping[str, float]], label: str) -> float:
 def table(folder: Path, ran: Mapping[str, Ran], preset: Mapping[str, Any], numbers: Mapping[str, Any]) -> list[str]:
     """A row for each training beside its share of the card's limit, the foundation's first."""
     first = ran["foundation"]
-    rate = matmul_rate(8192 if DEVICE.type == "cuda" else 256, 20)
+    rate = matmul_rate()
     rows = [HEAD, ["---"] * len(HEAD), ["foundation", "", "", "", *_whole(folder, first, "")]]
     for name in MIXES:
         batches = [each[name]["batch_size"] for each in (numbers, preset)]

@@ -112,8 +112,9 @@ def _trained(model: UniMedForConditionalGeneration, what: str, rank: int) -> lis
     return [f"model.language_model.{name}" for name in added] + (assemble.GROUNDING if what == "grounding" else [])
 
 
-def matmul_rate(size: int, count: int) -> float:
+def matmul_rate(count: int = 20) -> float:
     """Operations a second of a large product in the dtype that trains, over so many of them."""
+    size = 8192 if DEVICE.type == "cuda" else 256
     a, b = (torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
     for _ in range(3):
         a @ b

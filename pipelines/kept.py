@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from unimed import hashes, outputs
+from unimed import hashes, job, outputs
 from unimed.errors import InputError
 from unimed.store import Store
 
@@ -35,6 +35,7 @@ class Kept:
         self.sent: set[str] = set()
         """Files that may be there beside those."""
         self.tried: set[Path] = set()
+        """The newest checkpoints when it last looked."""
 
     def fetch(self) -> None:
         """Lay them where the stage looks for them, each whole or not at all."""
@@ -103,8 +104,8 @@ class Kept:
             log.warning("checkpoints stay in the store: %s", error)
 
     def _newest(self) -> set[Path]:
-        """The newest checkpoint of each training; one that is being written has another name."""
-        found = (sorted(training.glob("step-????????")) for training in self.folder.glob("*"))
+        """The newest checkpoint of each training."""
+        found = map(job.complete_checkpoints, self.folder.glob("*"))
         return {steps[-1] for steps in found if steps}
 
     def _listing(self) -> dict[str, str]:

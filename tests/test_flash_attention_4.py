@@ -70,6 +70,17 @@ def given(device: str, heads: int, groups: int) -> list[torch.Tensor]:
     return [torch.randn(*shape, device=device, dtype=torch.bfloat16) for shape in shapes]
 
 
+@pytest.mark.parametrize("package", [False, True])
+def test_what_a_compiler_is_told_of_states_and_gradients_has_their_shapes(package):
+    with FakeTensorMode():
+        sides = [side.requires_grad_() for side in given("cpu", 8, 2)]
+        bounds, extent = torch.empty(6, dtype=torch.int32), torch.empty(2, dtype=torch.int64)
+        states, lse = attention.varlen(*sides, bounds, extent, 0.1, package)
+        states.sum().backward()
+    assert (states.shape, lse.shape, lse.dtype) == (sides[0].shape, (8, ENDS[-1]), torch.float32)
+    assert [side.grad.shape for side in sides if side.grad is not None] == [side.shape for side in sides]
+
+
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (8, 2)])
 def test_the_package_takes_what_it_is_given(monkeypatch, heads, groups):
     """It compiles its kernels for a Hopper GPU that is not there, as it does on a machine without one."""

@@ -91,6 +91,11 @@ def noted_end(folder: Path) -> int | None:
     return STOPPED if codes == {str(STOPPED)} else None
 
 
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Those of one training that lie in a folder, the oldest first; one that is being written has another name."""
+    return sorted(folder.glob("step-????????"))
+
+
 def next_checkpoints() -> Path | None:
     """Where those of the running job's next training lie: by its turn, so that no training takes another's. None outside a job."""
     return next(_places[-1]) if _places else None

@@ -95,10 +95,11 @@ class Objects:
                 whole.update(chunk)
 
             found = self._receive(name, 0, take)
-            if found is None or _kept_md5(found) in (None, whole.hexdigest()):
-                return found is not None
-        told = f"expected bytes with md5 {_kept_md5(found)}, found others twice"
-        raise InputError(f"{self.url(name)}: {told}; check the network, then try again")
+            if found is None:
+                return False
+            if _kept_md5(found) in (None, whole.hexdigest()):
+                return True
+        raise InputError(f"{self.url(name)}: expected bytes with md5 {_kept_md5(found)}, found others twice; check the network")
 
     def write(self, name: str, data: bytes) -> None:
         """Put a small object, in place of one that is there; S3 refuses it if it does not arrive as it was sent."""
@@ -246,5 +247,4 @@ def _kept_md5(found: dict[str, Any]) -> str | None:
 
 def _check_unchanged(path: Path, md5: str, found: str) -> None:
     if found != md5:
-        told = f"expected bytes with md5 {md5} as when it was hashed, found {found}"
-        raise InputError(f"{path}: {told}; push again once nothing writes to it")
+        raise InputError(f"{path}: expected md5 {md5} as when it was hashed, found {found}; push again once nothing writes to it")

@@ -78,7 +78,7 @@ def varlen(
 
 
 @varlen.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, extent: Tensor, scaling: float, package: bool) -> tuple[Tensor, Tensor]:
+def _(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     return query.new_empty(query.shape), query.new_empty(query.shape[1::-1], dtype=torch.float32)
 
 
@@ -105,18 +105,7 @@ def varlen_backward(
 
 
 @varlen_backward.register_fake
-def _(
-    gradient: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    states: Tensor,
-    lse: Tensor,
-    bounds: Tensor,
-    extent: Tensor,
-    scaling: float,
-    package: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from unimed import outputs
+from unimed import job, outputs
 from unimed.errors import InputError
 from unimed.model import artifacts
 from unimed.train.together import Together
@@ -22,7 +22,7 @@ log = logging.getLogger("resuming")
 
 def newest(folder: Path) -> Path | None:
     """The newest checkpoint that verifies; those that do not are named in a warning and left out."""
-    for place in sorted(folder.glob("step-????????"), reverse=True):
+    for place in reversed(job.complete_checkpoints(folder)):
         try:
             artifacts.verify(place)
             return place

@@ -76,7 +76,7 @@ class Resumable(Trainer):
         artifacts.seal(partial, {})
         outputs.place(partial, place)
         best = self.best and place.with_name(f"step-{self.best['step']:08d}")
-        for old in sorted(place.parent.glob("step-????????"))[:-KEPT]:
+        for old in job.complete_checkpoints(place.parent)[:-KEPT]:
             if old != best:
                 outputs.remove(old)
 
