@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +85,14 @@ stages:
 """
 
 PARAMS = "# numbers\nseed: 3  # the seed\nfirst: {rate: 0.5, steps: 3}\nsecond: {rate: 0.5, steps: 3}\n"
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    """Return as soon as something holds, however busy the machine is; it must within so many seconds."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"it did not come to hold in {seconds} s"
+        time.sleep(0.02)
 
 
 @dataclass(frozen=True)

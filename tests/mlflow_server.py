@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
@@ -12,22 +11,22 @@ from pathlib import Path
 
 import pytest
 
+from conftest import wait_until
+
 USER, PASSWORD = "admin", "canary-of-the-admin"
 LOGIN = {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": PASSWORD}
 """What a client needs for a server with a login."""
 START_SECONDS = 300
+"""Which a busy machine takes."""
 
 
-def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
-    """Return when the server says that it is well, or has ended; after some minutes in any case, which a busy machine takes."""
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end and server.poll() is None:
-        with suppress(OSError):
-            connection = HTTPConnection("127.0.0.1", port, timeout=5)
-            connection.request("GET", "/health")
-            if connection.getresponse().status == 200:
-                return
-        time.sleep(0.1)
+def is_well(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether a server on this port says that it is well to who calls it by this name."""
+    with suppress(OSError):
+        connection = HTTPConnection("127.0.0.1", port, timeout=5)
+        connection.request("GET", "/health", headers={"Host": f"{host}:{port}"})
+        return connection.getresponse().status == 200
+    return False
 
 
 @contextmanager
@@ -48,7 +47,7 @@ def serving(folder: Path, login: bool = False, database: str = "", artifacts: st
         environ |= _login(folder)
     with (folder / "server.log").open("w") as log, subprocess.Popen(command, cwd=folder, env=environ, stdout=log, stderr=log) as server:
         try:
-            _wait_for(port, server)
+            wait_until(lambda: server.poll() is not None or is_well(port), START_SECONDS)
             yield uri
         finally:
             server.terminate()

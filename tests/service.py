@@ -5,8 +5,7 @@ import io
 import json
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ import tiny
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from conftest import wait_until
 from unimed.model.assemble import Assembled
 from unimed.serving import app, command
 from unimed.serving.follow import Follower, Source
@@ -99,14 +99,6 @@ class Server:
         found = [one.value for family in families for one in family.samples if one.name == name and labels.items() <= one.labels.items()]
         return sum(found)
 
-    def settles(self, holds: Callable[[], bool]) -> None:
-        """Return when something holds, which must be within a minute."""
-        for _ in range(1200):
-            if holds():
-                return
-            time.sleep(0.05)
-        raise AssertionError("it never came to hold")
-
 
 @contextmanager
 def serving(source: Source | Assembled, limits: Limits = LIMITS, token: str = "") -> Iterator[Server]:
@@ -118,8 +110,7 @@ def serving(source: Source | Assembled, limits: Limits = LIMITS, token: str = ""
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
-            while not server.started and thread.is_alive():
-                time.sleep(0.02)
+            wait_until(lambda: server.started or not thread.is_alive())
             yield Server(f"http://127.0.0.1:{listener.getsockname()[1]}", follower)
         finally:
             server.should_exit = True

@@ -5,12 +5,12 @@ import os
 import shutil
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import s3
 
+from conftest import wait_until
 from pipelines import kept
 from pipelines.kept import Kept
 from unimed.objects import PART
@@ -88,10 +88,7 @@ def test_the_last_one_is_kept_when_the_stage_ends(made: Kept, service: s3.Servic
 
     def stage() -> None:
         write(made, 1, 5)
-        until = time.monotonic() + 20
-        while not made.held and time.monotonic() < until:
-            time.sleep(0.02)
-        assert made.held, "kept while the stage ran"
+        wait_until(lambda: bool(made.held))
         write(made, 1, 6)
         sys.exit(75)
 

@@ -4,13 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import s3
 from test_pod import Cell, cell, recipe  # noqa: F401 (a fixture)
 
-from conftest import NOWHERE, ROOT
+from conftest import NOWHERE, ROOT, wait_until
 
 pytest_plugins = ["s3"]
 
@@ -39,9 +38,7 @@ def test_a_pod_goes_on_from_what_the_one_before_it_had_kept(cell: Cell, service:
     steps = cell.root / "steps"
     known = {"PYTHONPATH": f"{cell.project.root}{os.pathsep}{ROOT / 'src'}", "MLFLOW_TRACKING_URI": NOWHERE, "STEPS": str(steps)}
     pod = subprocess.Popen([sys.executable, *cell.command()[1:]], cwd=cell.project.root, env=os.environ | known, start_new_session=True)
-    until = time.monotonic() + 60
-    while not any(name.endswith("numbers.json") for name in service.names()) and time.monotonic() < until:
-        time.sleep(0.05)
+    wait_until(lambda: any(name.endswith("numbers.json") for name in service.names()))
     if how == signal.SIGTERM:
         pod.send_signal(how)
     else:

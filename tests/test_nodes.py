@@ -3,7 +3,6 @@
 import json
 import os
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from kubernetes_api import KubernetesApi
 from launching import COMPLETE, impatient
 from test_pod import Cell, cell  # noqa: F401  the pod of the two-stage project
 
+from conftest import wait_until
 from unimed import hashes
 from unimed.store import Store
 
@@ -44,9 +44,7 @@ def ordered(cell: Cell, service: s3.Service) -> Cell:  # noqa: F811
 
 def machine(cell: Cell, api: KubernetesApi, ended: list[int]) -> None:  # noqa: F811
     """Wait for a TrainJob, run its command as its first machine would, and let it be complete."""
-    until = time.monotonic() + 60
-    while not api.jobs and time.monotonic() < until:
-        time.sleep(0.05)
+    wait_until(lambda: bool(api.jobs))
     [job] = api.jobs.values()
     done = cell.project.run(*job["spec"]["trainer"]["command"], PET_NODE_RANK="0", MASTER_PORT="0")
     ended.append(done.returncode)

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 import s3
 import yaml
 
-from conftest import NOWHERE, ROOT, Project
+from conftest import NOWHERE, ROOT, Project, wait_until
 from pipelines import stages
 from unimed import hashes
 from unimed.store import Store
@@ -121,9 +120,7 @@ def test_a_pod_that_is_told_to_end_ends_its_stage_too(cell: Cell):
     known = {"PYTHONPATH": f"{cell.project.root}{os.pathsep}{ROOT / 'src'}", "MLFLOW_TRACKING_URI": NOWHERE}
     environ = os.environ | known | {"PID": str(note)}
     pod = subprocess.Popen([sys.executable, *cell.command()[1:]], cwd=cell.project.root, env=environ, stderr=subprocess.PIPE)
-    until = time.monotonic() + 60
-    while not (note.exists() and note.read_text()) and time.monotonic() < until:
-        time.sleep(0.05)
+    wait_until(lambda: note.exists() and note.read_text() != "")
     pod.send_signal(signal.SIGTERM)
     assert pod.wait(30) == 128 + signal.SIGTERM
     with pytest.raises(ProcessLookupError):

@@ -1,7 +1,6 @@
 """Many clients at once: answered together, each as if alone; too many are told so, and who has left costs nothing."""
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -9,6 +8,7 @@ import pytest
 import service
 import tiny
 
+from conftest import wait_until
 from unimed import answering
 from unimed.answering import Question
 from unimed.serving.follow import Source
@@ -30,7 +30,7 @@ def test_clients_at_once_share_passes_and_each_gets_the_answer_it_would_get_alon
     asked = [(TEXTS[number % len(TEXTS)], number) for number in range(24)]
     with service.serving(brake.made, limits) as server, ThreadPoolExecutor(24) as clients:
         found = [clients.submit(server.ask, text, seed) for text, seed in asked]
-        server.settles(lambda: server.number("unimed_requests_in_hand") == 24)
+        wait_until(lambda: server.number("unimed_requests_in_hand") == 24)
         brake.free.set()
         found = [one.result() for one in found]
         assert server.number("unimed_batch_size_bucket", le="4.0") == server.number("unimed_batch_size_count")
@@ -56,10 +56,9 @@ def test_a_question_joins_answers_that_are_being_written():
     made.model.register_forward_pre_hook(note, with_kwargs=True)
     with service.serving(made) as server, ThreadPoolExecutor(2) as clients:
         first = clients.submit(server.ask)
-        server.settles(lambda: len(passes) == 3)
+        wait_until(lambda: len(passes) == 3)
         second = clients.submit(server.ask, "?")
-        server.settles(lambda: server.number("unimed_requests_in_hand") == 2)
-        time.sleep(0.5)  # for its image to be read
+        wait_until(lambda: server.number("unimed_queue_length") == 1)
         joined.set()
         assert first.result().status_code == second.result().status_code == 200
     assert 2 in passes[3:]
@@ -69,7 +68,7 @@ def test_above_the_bound_clients_are_told_to_come_again(brake):
     room = service.LIMITS.room
     with service.serving(brake.made) as server, ThreadPoolExecutor(room) as clients:
         waiting = [clients.submit(server.ask) for _ in range(room)]
-        server.settles(lambda: server.number("unimed_requests_in_hand") == room)
+        wait_until(lambda: server.number("unimed_requests_in_hand") == room)
         assert server.get("/readyz").status_code == 503
         assert server.get("/readyz").json()["ready"] is False
         refused = server.ask()
@@ -79,7 +78,7 @@ def test_above_the_bound_clients_are_told_to_come_again(brake):
         assert server.get("/healthz").status_code == 200
         brake.free.set()
         assert {one.result().status_code for one in waiting} == {200}
-        server.settles(lambda: server.get("/readyz").status_code == 200)
+        wait_until(lambda: server.get("/readyz").status_code == 200)
         assert server.ask().status_code == 200
 
 
@@ -117,7 +116,7 @@ def test_a_client_that_hangs_up_is_dropped(brake):
             body = {"image": service.encoded(tiny.picture(1)), "question": "?", "stream": stream}
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(f"{server.url}/v1/answer", json=body, timeout=httpx.Timeout(30, read=1.5)).read()
-        server.settles(lambda: server.number("unimed_requests_in_hand") == 1)
+        wait_until(lambda: server.number("unimed_requests_in_hand") == 1)
         assert server.number("unimed_requests_total", status="499") == 1
         assert server.number("unimed_queue_length") == 2
         brake.let_one_pass()
@@ -141,12 +140,11 @@ def test_a_new_release_takes_over_between_batches_and_no_request_is_dropped():
     ):
         before = [clients.submit(server.ask, seed=number) for number in range(3)]
         brakes["1"].wait_until_held()
-        server.settles(lambda: server.number("unimed_queue_length") + sum(brakes["1"].passes) > 0)
-        time.sleep(0.5)
+        wait_until(lambda: server.number("unimed_queue_length") + brakes["1"].passes[0] == 3)
         present[0] = "2"
-        server.settles(lambda: server.get("/readyz").json()["model"] == "2")
+        wait_until(lambda: server.get("/readyz").json()["model"] == "2")
         after = [clients.submit(server.ask, seed=number) for number in range(3)]
-        time.sleep(0.5)
+        wait_until(lambda: server.number("unimed_queue_length") + brakes["1"].passes[0] == 6)
         brakes["1"].free.set()
         assert [one.result().json()["model"] for one in before] == ["1"] * 3
         assert [one.result().json()["model"] for one in after] == ["2"] * 3

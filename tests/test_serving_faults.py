@@ -17,6 +17,7 @@ import service
 import tiny
 from places import stages
 
+from conftest import wait_until
 from unimed.errors import InputError
 from unimed.serving import command, source
 from unimed.serving.follow import Follower, Source
@@ -41,14 +42,14 @@ def test_a_release_that_does_not_load_leaves_the_old_one_and_is_told(made):
 
     with service.serving(Source(lambda: present[0], load)) as server:
         present[0] = "2"
-        server.settles(lambda: server.get("/readyz").json()["failure"] is not None)
+        wait_until(lambda: server.get("/readyz").json()["failure"] is not None)
         assert server.get("/readyz").json() == {
             "ready": True, "model": "1", "requests": 0, "failure": "version 2: reasoner: expected sha256 aa, found bb",
         }  # fmt: skip
         assert server.number("unimed_model_loads_total", outcome="failed") >= 1
         assert server.ask().json()["model"] == "1"
         present[0] = "3"
-        server.settles(lambda: server.get("/readyz").json()["model"] == "3")
+        wait_until(lambda: server.get("/readyz").json()["model"] == "3")
         assert server.get("/readyz").json()["failure"] is None
         assert server.ask().json()["model"] == "3"
 
@@ -71,7 +72,7 @@ def test_a_registry_that_is_away_changes_nothing_and_is_told(made):
     assert follower.failure is None
 
 
-def test_the_same_broken_version_is_tried_again_later_and_later(made):
+def test_the_same_broken_version_is_tried_again_later_and_later(made, monkeypatch):
     tries = []
     present = ["1"]
 
@@ -81,19 +82,14 @@ def test_the_same_broken_version_is_tried_again_later_and_later(made):
             raise InputError("broken")
         return made
 
-    follower = Follower(Source(lambda: present[0], load), Metrics(), every_s=0.3)
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    follower = Follower(Source(lambda: present[0], load), Metrics(), every_s=5)
     present[0] = "2"
-    follower.look()
-    follower.look()
-    assert tries == ["1", "2"]
-    time.sleep(0.31)
-    follower.look()
-    assert tries == ["1", "2", "2"]
-    time.sleep(0.31)
-    follower.look()
-    assert tries == ["1", "2", "2"]
-    time.sleep(0.31)
-    follower.look()
+    for seconds, tried in ((0, 1), (4, 1), (1, 2), (9, 2), (1, 3)):  # after 5 s, then after 10
+        clock[0] += seconds
+        follower.look()
+        assert tries == ["1", *["2"] * tried]
     assert follower.release.version == "2"
 
 
@@ -137,7 +133,7 @@ def test_a_body_that_never_ends_is_cut_off(made):
     with service.serving(made, limits) as server, socket.create_connection(tuple(urlsplit(server.url).netloc.split(":"))) as slow:
         slow.sendall(b"POST /v1/answer HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
         assert slow.recv(2000).startswith(b"HTTP/1.1 408 ")
-        server.settles(lambda: server.number("unimed_requests_in_hand") == 0)
+        wait_until(lambda: server.number("unimed_requests_in_hand") == 0)
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -170,11 +166,11 @@ def test_sigterm_finishes_what_is_in_hand_and_ends_well(tmp_path):
     log = tmp_path / "server.log"
     with log.open("w") as told, subprocess.Popen(command_line, stderr=told) as process, ThreadPoolExecutor(8) as clients:
         try:
-            _wait_for(port, process)
+            wait_until(lambda: process.poll() is not None or _listens(port), 300)
             body = {"image": PIXEL, "question": "Is there a nodule?"}
             asked = [clients.submit(httpx.post, f"http://127.0.0.1:{port}/v1/answer", json=body, timeout=120) for _ in range(8)]
             server = service.Server(f"http://127.0.0.1:{port}", None)
-            server.settles(lambda: server.number("unimed_requests_in_hand") == 8)
+            wait_until(lambda: server.number("unimed_requests_in_hand") == 8)
             process.send_signal(signal.SIGTERM)
             assert [one.result().status_code for one in asked] == [200] * 8
             assert process.wait(60) == 0
@@ -185,15 +181,10 @@ def test_sigterm_finishes_what_is_in_hand_and_ends_well(tmp_path):
         httpx.post(f"http://127.0.0.1:{port}/v1/answer", json=body)
 
 
-def _wait_for(port: int, process: subprocess.Popen) -> None:
-    """Return when a server listens."""
-    while process.poll() is None:
-        try:
-            httpx.get(f"http://127.0.0.1:{port}/healthz")
-            return
-        except httpx.TransportError:
-            time.sleep(0.1)
-    raise AssertionError("it ended before it listened")
+def _listens(port: int) -> bool:
+    with suppress(httpx.TransportError):
+        return httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+    return False
 
 
 def test_a_folder_that_is_none_is_said_in_one_sentence(project):

@@ -2,7 +2,6 @@
 
 import itertools
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -12,7 +11,7 @@ import postgres
 import pytest
 from mlflow_server import LOGIN, serving
 
-from conftest import NOWHERE
+from conftest import NOWHERE, wait_until
 from unimed import mlflow_server, outbox, recorder, sync, tracking
 from unimed.errors import InputError
 from unimed.job import Job
@@ -48,11 +47,8 @@ def runs(uri: str):
 
 def wait_for_metrics(uri: str) -> str:
     """The id of the one run, as soon as MLflow has some of its metrics."""
-    for _ in range(1200):
-        if (found := runs(uri)) and found[0].data.metrics:
-            return found[0].info.run_id
-        time.sleep(0.1)
-    raise AssertionError("the run never reached MLflow")
+    wait_until(lambda: any(run.data.metrics for run in runs(uri)), 120)
+    return runs(uri)[0].info.run_id
 
 
 def log(steps: range) -> None:

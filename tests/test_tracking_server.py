@@ -4,20 +4,20 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
+import mlflow_server
 import pytest
 import requests
 import yaml
 from mlflow.exceptions import MlflowException
 from s3 import BUCKET, Service, moto_address, service  # noqa: F401  fixtures
 
-from conftest import ROOT
+from conftest import ROOT, wait_until
 from pipelines import doctor
 from pipelines.namespace import MLFLOW_KEYS
 
@@ -25,7 +25,6 @@ pytest.importorskip("flask_wtf", reason="NOT CHECKED: mlflow[auth], which the se
 pytestmark = pytest.mark.slow
 
 ADMIN, PASSWORD = "admin", "canary-of-the-admin"
-START_SECONDS = 60
 
 
 @dataclass
@@ -80,24 +79,14 @@ def server(tmp_path: Path, service: Service) -> Iterator[Server]:  # noqa: F811
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=out, stderr=out)
     try:
-        wait(f"http://127.0.0.1:{port}/health", process, log)
+        wait_until(
+            lambda: process.poll() is not None or mlflow_server.is_well(port, "10.1.2.3"), mlflow_server.START_SECONDS
+        )  # a kubelet's way
+        assert process.poll() is None, log.read_text()
         yield Server(f"http://localhost:{port}", log)
     finally:
         process.terminate()
         process.wait(30)
-
-
-def wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end:
-        assert process.poll() is None, log.read_text()
-        try:
-            # The kubelet calls a pod by its address.
-            if requests.get(url, headers={"Host": "10.1.2.3:5000"}, timeout=5).status_code == 200:
-                return
-        except requests.ConnectionError:
-            time.sleep(0.2)
-    raise AssertionError(log.read_text())
 
 
 def test_it_lets_in_whom_it_knows_and_keeps_files_in_the_bucket(
