@@ -87,14 +87,12 @@ def assert_equal(found, alone):
         assert moved == pytest.approx(weights, abs=1e-4)
 
 
-def test_what_several_processes_cannot_do_is_said_in_one_sentence(monkeypatch):
+def test_a_batch_that_processes_cannot_share_evenly_is_refused_in_one_sentence(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     numbers = {"batch_size": 6, "max_steps": 1, "learning_rate": 0.01}
     assert loop.per_process(Optimisation(**numbers)) == 2
     with pytest.raises(InputError, match=r"params.yaml: batch_size must be a multiple of the 3 processes of this run, is 4"):
         loop.per_process(Optimisation(**numbers | {"batch_size": 4}))
-    with pytest.raises(InputError, match=r"params.yaml: failures must be left out where several processes train together, found 3 "):
-        loop.per_process(Optimisation(**numbers, failures={"out_of_memory": "halve"}))
 
 
 def test_a_sample_of_noise_is_the_same_in_every_process(tmp_path):

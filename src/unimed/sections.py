@@ -43,6 +43,11 @@ class Failures(Section):
         """Whether a step may be left out."""
         return "skip" in (self.not_finite, self.unreadable)
 
+    @property
+    def each_for_itself(self) -> bool:
+        """Whether, of processes that train together, one may go on after what happens to it alone."""
+        return self.unreadable == "skip" or self.out_of_memory == "halve"
+
     @model_validator(mode="after")
     def _bounded(self) -> Self:
         if self.skips != (self.most_skipped > 0):

@@ -37,7 +37,7 @@ class Guarded(Resumable):
         loss = self.gradients(model, inputs, num_items_in_batch)
         if not self.tally.policy.skips:
             return loss
-        counted = loss.isfinite()
+        counted = self.together.all_say(loss.isfinite())
         self.note({COUNTED: counted})
         return torch.where(counted, loss, 0.0)
 
@@ -51,8 +51,11 @@ class Guarded(Resumable):
         # DeepSpeed looks at its gradients itself.
         parts = self.parts | ({"gradient": norm} if isinstance(norm, Tensor) else {})
         if self.tally.policy.not_finite == "skip":
+            made = self.together.all_say(torch.stack([value.isfinite() for value in parts.values()]).all())
             # Fused AdamW leaves weights, moments and its count of steps alone where this is 1: made for GradScaler, read on the device.
-            self.optimizer.optimizer.found_inf = torch.stack([value.isfinite() for value in parts.values()]).all().logical_not().float()
+            self.optimizer.optimizer.found_inf = made.logical_not().float()
+            if self.together.count > 1:  # a loss of another process may be none while the gradient, which all share, is one
+                parts |= {"other": torch.where(made, 0.0, torch.nan)}
         self._tell(self.watch.look(self.state.global_step, parts))
         return norm
 

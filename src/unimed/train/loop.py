@@ -12,7 +12,6 @@ from unimed import environment
 from unimed.config import MaskLoss, Optimisation, RouterLoss
 from unimed.errors import InputError
 from unimed.model.unimed import UniMedForConditionalGeneration
-from unimed.sections import Failures
 from unimed.train import fast_path, float8, portions, resuming, zero
 from unimed.train.batch import Batch, Collator
 from unimed.train.draws import Draws, Epochs
@@ -87,13 +86,10 @@ def first(items: Draws | Rows, collator: InPortions) -> Batch:
 
 
 def per_process(settings: Optimisation) -> int:
-    """A process's part of a batch. Raises InputError when the processes that torchrun started cannot share it evenly or as asked."""
+    """A process's part of a batch. Raises InputError when the processes that torchrun started cannot share it evenly."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if settings.batch_size % processes:
         raise InputError(f"params.yaml: batch_size must be a multiple of the {processes} processes of this run, is {settings.batch_size}")
-    if processes > 1 and settings.failures != Failures():
-        found = f"{processes} processes, of which each would know of its own failures alone"
-        raise InputError(f"params.yaml: failures must be left out where several processes train together, found {found}")
     return settings.batch_size // processes
 
 

@@ -33,8 +33,6 @@ log = logging.getLogger("resuming")
 class Resumable(Trainer):
     """A trainer that writes checkpoints of ours and goes on from one, to the bit."""
 
-    together: Together
-    """The processes that train together."""
     told: dict[str, Any] | None
     """What DeepSpeed is told, if it is there."""
 
@@ -44,6 +42,8 @@ class Resumable(Trainer):
         self.best: dict[str, float] | None = None
         """The `step` of the best checkpoint so far and its `mean`."""
         super().__init__(*args, **kwargs)
+        self.together = Together()
+        """The processes that train together, which transformers has met by now."""
         self.measured = torch.zeros(2, device=self.args.device)
         """What was measured since the last checkpoint: the sum, and of how many steps."""
 
@@ -210,7 +210,7 @@ def train(trainer: Resumable, label: str, boundary: int = 1) -> None:
     if place is None or not zero.is_resumable(trainer.told):
         trainer.train()
         return
-    trainer.args.output_dir, trainer.together = str(place), Together()
+    trainer.args.output_dir = str(place)
     trainer.add_callback(Saving(trainer.together, boundary))
     found = checkpoints.agreed(place, trainer.together, trainer.told)
     if found:

@@ -1,5 +1,6 @@
 """The trainer of stages 1 to 4: which losses count, and a batch done in portions, halved where they do not fit."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -56,22 +57,49 @@ class StageTrainer(Guarded):
 
         The loss of a batch in which nothing could be read is no number.
         """
-        batches = portions.taken(inputs)
-        if reasons := [reason for batch in batches for reason in batch.get(UNREADABLE, ())]:
-            self.tally.unreadable(self.state.global_step, reasons)
+        batches, step = portions.taken(inputs), self.state.global_step
         self.progress.empty = not any(map(legible, batches))
+        # Torch's way of training together expects of each process the same passes. Where one may make fewer, or more, they meet afterwards.
+        meets = self.together.count > 1 and self.tally.policy.each_for_itself
+        loss, halved = self._fitted(self.model if meets else model, batches)
+        said = [reason for batch in batches for reason in batch.get(UNREADABLE, ())], halved, not self.progress.empty
+        heard = [json.loads(each) for each in self.together.gathered(json.dumps(said).encode())] if meets else [said]
+        for reasons, halved, _ in heard:
+            self.tally.unreadable(step, reasons)
+            self.tally.counts["out_of_memory"] += halved
+        if meets:
+            loss = self._met(loss, sum(has_read for *_, has_read in heard))
+        self.measure(loss)
+        return loss
+
+    def _fitted(self, model: nn.Module, batches: Sequence[Batch]) -> tuple[Tensor, bool]:
+        """Loss and gradients of what could be read, and whether they had to be made in halves."""
         if self.progress.empty:
-            return torch.full((), torch.nan, device=self.args.device)
-        loss = None
+            return torch.full((), torch.nan, device=self.args.device), False
+        loss, step, rank = None, self.state.global_step, self.args.process_index
         try:
             loss = self._accumulated(model, batches)
         except torch.OutOfMemoryError as error:
-            self.tally.out_of_memory(self.state.global_step, error, self.named(self.state.global_step))
-        if loss is None:  # out of the handler, which holds on to all that the pass had made
-            loss = self._in_halves(model, self._items(self.state.global_step))
+            self.tally.out_of_memory(step, error, named(self._items(step, rank)))
+        if is_halved := loss is None:  # out of the handler, which holds on to all that the pass had made
+            loss = self._in_halves(model, self._items(step, rank))
         self.note(self.parts)
-        self.measure(loss)
-        return loss
+        return loss, is_halved
+
+    def _met(self, loss: Float[Tensor, ""], readers: int) -> Float[Tensor, ""]:
+        """The mean loss of those processes that could read something; gradients become the mean of theirs in all."""
+        if not readers:
+            return loss
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        reached = self.together.greatest(*(parameter.grad is not None for parameter in trained))
+        met = [parameter for parameter, is_reached in zip(trained, reached, strict=True) if is_reached]
+        for parameter in met:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        sums = [torch.zeros_like(loss) if self.progress.empty else loss, *(parameter.grad for parameter in met)]
+        self.together.add(sums)
+        torch._foreach_div_(sums, readers)
+        return sums[0]
 
     def _in_halves(self, model: nn.Module, items: Sequence[Item]) -> Tensor:
         """Loss and gradients of a batch in smaller portions, halved until they fit. Raises OutOfMemoryError for one item that does not."""
@@ -105,15 +133,20 @@ class StageTrainer(Guarded):
         sums.give()
         return torch.stack(losses).sum()
 
-    def _items(self, step: int) -> list[Any]:
-        """What this process took from the data set for a step."""
+    def _items(self, step: int, rank: int) -> list[Any]:
+        """What a process took from the data set for a step."""
         size = self.args.per_device_train_batch_size
-        first = (step * self.args.world_size + self.args.process_index) * size
+        first = (step * self.args.world_size + rank) * size
         return [self.train_dataset[number] for number in range(first, first + size)]
 
     def named(self, step: int) -> list[str]:
-        """The ids of the samples of a step."""
-        return [sample.sample_id for item in self._items(step) for sample in readable.samples(item)]
+        """The ids of the samples of a step, of all processes."""
+        return [name for rank in range(self.args.world_size) for name in named(self._items(step, rank))]
+
+
+def named(items: Sequence[Item]) -> list[str]:
+    """The ids of the samples in what loaders took."""
+    return [sample.sample_id for item in items for sample in readable.samples(item)]
 
 
 def legible(batch: Batch) -> bool:

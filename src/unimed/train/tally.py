@@ -10,7 +10,7 @@ log = logging.getLogger("train")
 
 
 class Tally:
-    """Counts the failures of a training by the names of their policies."""
+    """Counts the failures of a training by the names of their policies: those of all processes, of which each counts the same."""
 
     def __init__(self, policy: Failures):
         self.policy = policy
@@ -24,18 +24,19 @@ class Tally:
         self._skip("not_finite", 1, f"{found}; the step is skipped")
 
     def unreadable(self, step: int, reasons: Sequence[str]) -> None:
-        """Samples that a batch goes on without, each with the reason. Raises InputError where too many were skipped."""
+        """Samples that a batch goes on without, if any, each with the reason. Raises InputError where too many were skipped."""
+        if not reasons:
+            return
         self._skip("unreadable", len(reasons), f"step {step} goes on without {'; '.join(reasons)}")
 
     def out_of_memory(self, step: int, error: BaseException, samples: Sequence[str]) -> None:
-        """A step that did not fit; to be called in the handler of `error`, which is raised again where the run is to stop."""
+        """Name a step that did not fit; to be called in the handler of `error`, which is raised again where the run is to stop."""
         first = str(error).partition("\n")[0]
         found = f"expected step {step} to fit into memory, found {first} for the samples {', '.join(samples)}"
         if self.policy.out_of_memory == "stop":
             log.error("%s", found)
             raise error
-        self.counts["out_of_memory"] += 1
-        log.warning("%s; it is done in halves, %d such steps so far", found, self.counts["out_of_memory"])
+        log.warning("%s; it is done in halves", found)
 
     def told(self) -> dict[str, float]:
         """The counts of those failures that the run goes on after, for its log."""

@@ -1,11 +1,17 @@
-"""What the processes of a run tell each other, from CPU to CPU: no step waits for a GPU because of it."""
+"""What the processes of a run tell each other, without making any of them wait for its GPU."""
+
+from collections.abc import Sequence
 
 import torch
-from torch import distributed
+from jaxtyping import Bool
+from torch import Tensor, distributed
 
 
 class Together:
-    """The processes that torchrun started, or this one alone. Each must call what the others call, in the same order."""
+    """The processes that torchrun started, or this one alone. Each must call what the others call, in the same order.
+
+    Numbers and bytes go from CPU to CPU, tensors from device to device.
+    """
 
     def __init__(self) -> None:
         several = distributed.is_initialized() and distributed.get_world_size() > 1
@@ -30,6 +36,24 @@ class Together:
         distributed.all_gather(found, own, self.group)
         said = [each.numpy().tobytes() for each in found]
         return [each[8 : 8 + int.from_bytes(each[:8])] for each in said]
+
+    def all_say(self, holds: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
+        """Whether it holds in every process."""
+        if self.group is None:
+            return holds
+        lacking = holds.logical_not().float()
+        distributed.all_reduce(lacking, distributed.ReduceOp.MAX)
+        return lacking == 0
+
+    @torch.no_grad()
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Let each tensor be the sum of those of all processes; what is of one type goes in one piece."""
+        for dtype in {tensor.dtype: None for tensor in tensors}:
+            alike = [tensor for tensor in tensors if tensor.dtype == dtype]
+            sums = torch.cat([tensor.flatten() for tensor in alike])
+            distributed.all_reduce(sums)
+            for tensor, total in zip(alike, sums.split([tensor.numel() for tensor in alike]), strict=True):
+                tensor.copy_(total.view_as(tensor))
 
     def wait(self) -> None:
         """Return when all processes have come here."""
