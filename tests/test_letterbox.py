@@ -153,6 +153,27 @@ def test_the_first_pixel_s_centre_stays_the_centre_of_what_it_covers():
     assert Letterbox(10, 5, 40).points_to_frame(np.array([0.0, 0.0])).tolist() == [11.5, 1.5]
 
 
+def test_a_side_that_was_rounded_is_stretched_to_the_whole_window():
+    """97 rows become 97 * 256 / 333 = 74.57, which is 75: one row is 75 / 97 of the frame's, and the first begins at 90."""
+    box = Letterbox(97, 333, 256)
+    assert box.points_to_frame(np.array([[-0.5, -0.5], [332.5, 96.5]])) == pytest.approx(np.array([[-0.5, 89.5], [255.5, 164.5]]))
+    assert box.boxes_to_frame(np.array([0.0, 0.0, 333.0, 97.0])).tolist() == pytest.approx([0, 90, 256, 75])
+
+
+def test_a_pixel_that_grew_in_the_frame_hears_all_that_lies_on_it():
+    """One pixel over four columns of the frame: they weigh 5, 7, 7 and 5 of 24."""
+    logits = torch.tensor([24.0, 0.0, 0.0, 48.0]).expand(1, 4, 4)
+    assert Letterbox(1, 1, 4).unmask(logits).item() == pytest.approx(15)
+
+
+def test_shrinking_counts_each_pixel_where_it_lies_and_enlarging_is_bicubic():
+    row = np.array([[0, 0, 0, 240]], np.uint8).repeat(4, 0)
+    assert Letterbox(4, 4, 2).image(row)[..., 0].tolist() == [[0, 120]] * 2
+    edge = np.array([[100, 100, 200, 200]], np.uint8).repeat(4, 0)
+    enlarged = Letterbox(4, 4, 16).image(edge)
+    assert enlarged.min() < 100 and enlarged.max() > 200, "a cubic swings beyond an edge, a line does not"
+
+
 def test_no_mask_comes_back_as_none():
     assert Letterbox(30, 20, 64).unmask(torch.empty(0, 16, 16)).shape == (0, 30, 20)
 

@@ -6,6 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from trl.trainer.utils import add_fused_lm_head
 
+from unimed.model.sam_med2d import SamMed2DConfig
 from unimed.model.unimed import UniMedForConditionalGeneration
 
 CLOSE = {"atol": 1e-5, "rtol": 0}
@@ -186,3 +187,16 @@ def test_recomputing_activations_changes_no_gradient(level, choice):
         model(**inputs, labels=inputs["input_ids"]).loss.backward()
         gradients.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
     torch.testing.assert_close(*gradients, **CLOSE)
+
+
+@torch.no_grad()
+def test_a_mask_model_of_half_the_resolution_sees_the_means_of_four_pixels():
+    small = SamMed2DConfig(
+        image_size=16, patch_size=4, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, output_channels=16, decoder_heads=2,
+        decoder_mlp_dim=32, iou_hidden_dim=16,
+    )  # fmt: skip
+    made, seen = tiny.stirred(mask_config=small), []
+    made.grounding.normalise.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    inputs = tiny.inputs([tiny.picture(0)], "<image>It is <SEG>.")
+    assert made(**inputs, segment=True).mask_logits.shape == (1, 16, 16)
+    torch.testing.assert_close(seen, [inputs["pixel_values"].unflatten(3, (16, 2)).unflatten(2, (16, 2)).mean((3, 5))])

@@ -113,6 +113,7 @@ def test_a_pixel_belongs_to_a_mask_from_the_threshold_on(processor):
     logits = torch.full((1, 8, 8), float(np.log(0.3 / 0.7)))
     sizes = torch.tensor([[4, 4]])
     assert [processor.masks(logits, sizes, threshold)[0].any() for threshold in (0.29, 0.31)] == [True, False]
+    assert processor.masks(torch.zeros(1, 8, 8), sizes)[0].all()
 
 
 def test_conversations_with_pictures_become_inputs_in_one_call(processor):

@@ -79,7 +79,9 @@ def test_the_detail_tower_looks_once_at_every_canvas_and_once_at_the_squares(enc
 
 
 @torch.no_grad()
-def test_images_of_all_shapes_together_give_what_they_give_alone(encoder):
+@pytest.mark.parametrize("source", ["slice", "whole"])
+def test_images_of_all_shapes_together_give_what_they_give_alone(source):
+    encoder = tiled.stirred(tile_detail=source).model.encoder
     square, tiles, grids = shown((1, 3), (2, 2), (1, 2), (2, 2), (2, 1), (3, 1))
     together = encoder(square, tiles, grids).split([squares(grid) for grid in grids])
     for number, found in enumerate(together):
