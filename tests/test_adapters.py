@@ -1,5 +1,6 @@
 """Adapters on disk: peft reads what we write, we read what peft writes, and nothing else is let in."""
 
+import dataclasses
 import json
 
 import pytest
@@ -45,6 +46,14 @@ def test_a_fresh_adapter_changes_nothing_and_trains_alone():
     assert torch.equal(states(model), before)
     assert added == [name for name, value in model.named_parameters() if value.requires_grad]
     assert len(added) == 2 * 2 * 2
+
+
+def test_an_adapter_is_in_single_precision_beside_linears_in_half():
+    model = language_model().bfloat16()
+    added = adapters.add(model, "vqa", 3, 2.0, tiny.TARGETS)
+    assert {name: value.dtype for name, value in model.named_parameters()} == {
+        name: torch.float32 if name in added else torch.bfloat16 for name, _ in model.named_parameters()
+    }
 
 
 def test_peft_reads_what_we_write(tmp_path):
@@ -113,7 +122,10 @@ def test_an_adapter_of_another_model_is_refused_by_name(tmp_path, harm, named):
         adapters.load(language_model(), "vqa", adapters.read(tmp_path))
 
 
-@pytest.mark.parametrize("change", [{"use_dora": True}, {"use_rslora": True}, {"rank_pattern": {"q": 9}}, {"target_modules": ".*proj"}])
+@pytest.mark.parametrize(
+    "change",
+    [{"use_dora": True}, {"use_rslora": True}, {"rank_pattern": {"q": 9}}, {"alpha_pattern": {"q": 9}}, {"target_modules": ".*proj"}],
+)
 def test_an_adapter_that_is_more_than_a_plain_lora_is_refused(tmp_path, change):
     _, adapter = trained()
     adapters.write(tmp_path, adapter)
@@ -121,6 +133,13 @@ def test_an_adapter_that_is_more_than_a_plain_lora_is_refused(tmp_path, change):
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(InputError, match=f"expected a plain LoRA, found .*{next(iter(change))}"):
         adapters.read(tmp_path)
+
+
+def test_an_adapter_can_be_given_another_s_values():
+    model, before = trained()
+    other = dataclasses.replace(before, tensors={key: value + 1 for key, value in before.tensors.items()})
+    adapters.replace(model, "vqa", other)
+    same(adapters.taken(model, "vqa"), other)
 
 
 def test_a_scaling_that_peft_cannot_write_is_refused():

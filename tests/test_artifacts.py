@@ -162,6 +162,13 @@ def test_tensors_return_to_the_model_they_came_from(tmp_path):
     assert all(torch.equal(other.state_dict()[name], model.state_dict()[name]) for name in taken)
 
 
+def test_a_module_s_tensors_are_not_those_of_one_whose_name_goes_on():
+    model = tiny.fresh()
+    assert "model.encoder.vision_normalise.mean" in model.state_dict()
+    found = weights.named(model, ["model.encoder.vision"])
+    assert found and all(name.startswith("model.encoder.vision.") for name in found)
+
+
 def test_a_module_that_the_model_lacks_cannot_be_stored():
     with pytest.raises(ValueError, match=r"cannot store \['model.project'\]"):
         weights.named(tiny.fresh(), ["model.projector", "model.project"])

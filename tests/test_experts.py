@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from transformers import DynamicCache
 
 from unimed.model import adapters, experts, weights
 from unimed.model.unimed import UniMedForConditionalGeneration
@@ -125,6 +126,13 @@ def test_on_the_sequence_level_only_the_first_question_decides(singles):
     assert not torch.allclose(first_layer_gates("<image>Which structure is marked?", "yes"), expected, atol=1e-3)
 
 
+def test_what_is_remembered_of_a_prompt_passes_no_gradient_to_its_router(singles):
+    model, cache = routed(singles, "sequence", "soft"), DynamicCache()
+    model(**inputs(), past_key_values=cache, use_cache=True)
+    assert all(router.logits.requires_grad for router in routers(model))
+    assert len(cache.expert_gates) == 2 and not any(gates.requires_grad for gates in cache.expert_gates.values())
+
+
 def test_taking_the_best_expert_alone_still_teaches_the_router(singles):
     for level in ("sequence", "token"):
         model, given = routed(singles, level, "top1"), inputs()
@@ -175,6 +183,8 @@ def test_even_use_costs_one_and_a_single_expert_costs_their_number():
     assert experts.balance_loss(even + torch.tensor([1e4, 0, 0])).item() == pytest.approx(3)
     halves = torch.tensor([[[1e4, 0.0], [0.0, 1e4]]])
     assert experts.balance_loss(halves).item() == pytest.approx(1)
+    opposite = torch.tensor([[[1e4, 0.0]], [[0.0, 1e4]]])
+    assert experts.balance_loss(opposite).item() == pytest.approx(2), "each layer must be even by itself"
     quarter = torch.tensor([[[math.log(3), 0.0]]])
     assert experts.balance_loss(quarter).item() == pytest.approx(2 * (0.75**2 + 0.25**2))
 
