@@ -81,6 +81,12 @@ def test_only_the_placeholders_and_a_missing_pad_are_added(kind, words):
     assert len({words.pad_token_id, words.eos_token_id, *(tokenizer.special_id(words, token) for token in (IMAGE, REGION, SEG))}) == 5
 
 
+def test_what_was_special_before_is_special_still():
+    opening = "<|im_start|>"
+    adopted = tokenizer.adopt(dialects.qwen(additional_special_tokens=[opening]))
+    assert {opening, IMAGE, REGION, SEG} <= set(adopted.all_special_tokens)
+
+
 def test_adopting_again_changes_nothing(words):
     again = tokenizer.adopt(words)
     assert again.get_vocab() == words.get_vocab()
@@ -108,6 +114,8 @@ def test_the_end_of_text_is_what_the_template_ends_an_answer_with(kind, words):
     assert words.eos_token == KINDS[kind][1]
     base = KINDS[kind][0](eos_token="<|end_of_text|>" if kind == "llama" else "<|endoftext|>")
     assert tokenizer.adopt(base).eos_token == KINDS[kind][1]
+    twice = "{% for m in messages %}{{ m['content'] + '<|im_end|><|endoftext|>' }}{% endfor %}"
+    assert tokenizer.answer_end(dialects.qwen(chat_template=twice)) == "<|im_end|>", "where generation can stop first"
 
 
 def test_a_pad_that_would_also_end_answers_is_replaced(kind):

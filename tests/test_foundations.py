@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks import originals
 from unimed.data.records import REGION, SEG
-from unimed.model import artifacts, assemble, foundations
+from unimed.model import artifacts, assemble, checkpoint, foundations
 from unimed.model.processor import IMAGE
 
 OURS = [IMAGE, REGION, SEG]
@@ -59,6 +59,23 @@ def test_sizes_come_from_the_checkpoints_and_types_stay(made):
     assert (config.text_config.dtype, config.vision_config.dtype, config.image_size) == (torch.bfloat16, torch.float32, 32)
 
 
+def test_a_mask_model_in_half_precision_stays_in_it(places, tmp_path):
+    found = checkpoint.read(places["mask"])
+    torch.save({name: found.tensor(name).bfloat16() for name in found.shapes}, tmp_path / "half.pth")
+    foundations.write(tmp_path / "foundation", originals.VLM, places | {"mask": tmp_path / "half.pth"})
+    sam = assemble.foundation(tmp_path / "foundation").model.grounding.sam
+    assert {value.dtype for value in sam.state_dict().values()} == {torch.bfloat16}
+
+
+def test_a_llava_s_language_model_keeps_its_own_turn_of_positions(tmp_path):
+    """Its config.json says it as Llama's did before transformers 5."""
+    settings = {"mm_hidden_size": 16, "hidden_size": 32, "rope_theta": 500000.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    text = foundations.language_config(tmp_path)
+    assert (text.model_type, text.hidden_size) == ("llama", 32)
+    assert (text.rope_parameters["rope_theta"], text.rope_parameters["factor"]) == (500000.0, 2.0)
+
+
 def test_the_detail_tower_sees_colours_as_its_own_preprocessor_says(places, made, tmp_path):
     """LAION-CLIP's ConvNeXts were trained on CLIP's mean and deviation; one without a preprocessor is taken to be ImageNet's."""
     clip = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
@@ -94,6 +111,7 @@ def test_added_tokens_have_the_mean_row_and_the_others_their_own(places, made):
     ids = tokenizer.convert_tokens_to_ids([*OURS, tokenizer.pad_token])
     assert ids == [290, 291, 292, 293]
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert made.model.config.text_config.pad_token_id == tokenizer.pad_token_id
     for name, table in (("model.embed_tokens", made.model.get_input_embeddings()), ("lm_head", made.model.lm_head)):
         rows = language[f"{name}.weight"].double()
         assert table.weight.shape == (294, 32)
@@ -181,6 +199,18 @@ def test_a_vocabulary_with_room_to_spare_is_not_grown(tmp_path):
     assert torch.equal(table[294:], released[294:])
 
 
+def test_a_word_that_has_no_row_gets_the_mean_one_like_the_added_tokens(tmp_path):
+    """As a padding token that a tokenizer was given and the tables were not."""
+    places = derived.written(tmp_path / "raw", vocab_size=288)
+    foundations.write(tmp_path / "foundation", originals.VLM, places)
+    made = assemble.foundation(tmp_path / "foundation")
+    released = derived.read_language(places["language_model"])
+    for name, table in (("model.embed_tokens", made.model.get_input_embeddings()), ("lm_head", made.model.lm_head)):
+        rows = released[f"{name}.weight"].double()
+        assert (len(rows), len(table.weight)) == (288, 294)
+        assert torch.allclose(table.weight[288:].double(), rows.mean(0).expand(6, -1), atol=1e-3)
+
+
 def test_a_language_model_with_biases_and_another_name_does_as_well(places, tmp_path):
     """Qwen2: biases on queries, keys and values, one table for both sides."""
     folder = tmp_path / "qwen"
@@ -192,6 +222,17 @@ def test_a_language_model_with_biases_and_another_name_does_as_well(places, tmp_
     with torch.no_grad():
         logits = made(input_ids=ids).logits[0, -1, : originals.TINY.words]
         assert torch.allclose(logits, model(ids).logits[0, -1], atol=1e-5)
+
+
+def test_files_that_hold_more_than_the_language_model_are_written_anew(places, tmp_path):
+    """LLaVA's, in safetensors: its tower and its projector stay where they are."""
+    folder, language = tmp_path / "llava", derived.read_language(places["language_model"])
+    derived.llava(folder, language, originals.clip(tmp_path / "again"), pickled=False)
+    originals.tokenizer().save_pretrained(folder)
+    foundations.write(tmp_path / "foundation", originals.VLM, places | {"language_model": folder})
+    assert checkpoint.read(tmp_path / "foundation/language_model").shapes.keys() == language.keys()
+    table = assemble.foundation(tmp_path / "foundation").model.get_input_embeddings().weight
+    assert torch.equal(table[: originals.TINY.words], language["model.embed_tokens.weight"])
 
 
 def test_two_foundations_from_the_same_checkpoints_are_the_same_bytes(places, folder, tmp_path):

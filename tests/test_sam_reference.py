@@ -1,5 +1,6 @@
 """SAM-Med2D against what others released: the weights' names and counts, and transformers' SAM on the same weights."""
 
+import copy
 import re
 
 import pytest
@@ -140,6 +141,15 @@ def test_without_adapters_it_is_transformers_sam_on_the_same_weights(sam):
         logits, overlap = sam.decode(sam.encode(images), sparse)
     assert torch.allclose(logits, theirs.pred_masks[:, 0, 0], atol=1e-4)
     assert torch.allclose(overlap, theirs.iou_scores[:, 0, 0], atol=1e-4)
+
+
+def test_the_faintest_of_images_is_normalised_as_in_transformers_sam(sam):
+    faint, images = copy.deepcopy(sam), torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for value in (faint.image_encoder.pos_embed, *faint.image_encoder.patch_embed.parameters()):
+            value.mul_(1e-3)
+        theirs = reference_of(faint).get_image_embeddings(images)
+        assert torch.allclose(faint.encode(images), theirs, atol=1e-4)
 
 
 def test_a_box_is_two_labelled_corners_as_in_transformers_sam(sam):
