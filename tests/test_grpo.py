@@ -27,6 +27,7 @@ from problems import (
 from unimed.data.records import SEG
 from unimed.errors import InputError
 from unimed.rl import prompts, trainer
+from unimed.rl.policy import without_spread
 
 
 @pytest.fixture
@@ -108,6 +109,20 @@ def test_siblings_that_earn_the_same_have_no_advantage_and_their_share_is_logged
         advantages, share = earn(*[equal] * 4, *[0.5] * 4)
         assert not advantages.any()
         assert share == [1.0]
+
+
+def test_rewards_of_equal_sum_have_a_spread_and_each_has_its_own_weight(tmp_path, model):
+    none = math.nan
+    earned = torch.tensor([[1.0, 0.0, none], [0.0, 1.0, none], [none, none, 0.5], [none, none, 0.5]])
+    assert without_spread(earned, 2).tolist() == [False, True]
+    with built(model, [problem(tmp_path)], format_weight=0.5, answer_weight=2.0, mask_weight=3.0) as policy:
+        weights = dict(zip(policy.reward_func_names, policy.reward_weights.tolist(), strict=True))
+    assert weights == {"format_reward": 0.5, "answer_reward": 2.0, "mask_reward": 3.0}
+
+
+def test_a_last_rollout_that_is_used_less_has_prompts_of_its_own_too(tmp_path, model):
+    with built(model, [problem(tmp_path), absent(tmp_path)], max_steps=3, updates_per_rollout=2) as policy:
+        assert len(policy.train_dataset) == 2 * 2
 
 
 def test_mask_prompts_do_not_weigh_on_problems_and_the_other_way_round(tmp_path, model):

@@ -1,5 +1,7 @@
 """Answers that go through the layers in pieces make the step of all at once; in bfloat16 the step is not lost."""
 
+import math
+
 import pytest
 import tiny
 import torch
@@ -162,6 +164,17 @@ def test_a_model_in_bfloat16_has_rewards_and_log_probabilities_in_float32(tmp_pa
         assert {batch[name].dtype for name in ("advantages", "old_per_token_logps", "ref_per_token_logps")} == {torch.float32}
         loss = policy.compute_loss(policy.model, batch)
     assert loss.dtype == torch.float32
+
+
+def test_a_word_s_chance_counts_up_to_a_bound_of_its_own_on_either_side(tmp_path):
+    """Each word's loss is minus the smaller of ratio and bounded ratio, times the advantage; the bounds are 0.8 and 1.28."""
+    with built(model(), [problem(tmp_path)], updates_per_rollout=2) as policy:
+        batch = prepared(policy)
+        before = batch["old_per_token_logps"]
+        for ratio, advantage, loss in ((1.25, 1.0, -1.25), (1.3, 1.0, -1.28), (0.85, -1.0, 0.85), (0.75, -1.0, 0.8), (1.3, -1.0, 1.3)):
+            batch["old_per_token_logps"] = before - math.log(ratio)
+            batch["advantages"] = torch.full_like(batch["advantages"], advantage)
+            assert policy.compute_loss(policy.model, batch).item() == pytest.approx(loss, abs=1e-4)
 
 
 @pytest.mark.parametrize(

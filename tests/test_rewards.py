@@ -111,16 +111,17 @@ def ids(words, text):
 def test_every_item_is_graded_by_its_own_rewards_alone(tmp_path, words):
     model, processor = tiny.stirred(), tiny.processor()
     choice, absent = tiny.sample(tmp_path, words), tiny.sample(tmp_path, tiny.turn("Segment the liver.", "There is none."), seed=1)
-    texts = [WELL.format("B"), WELL.format("A"), "B", "There is none.", SEG]
+    present = tiny.sample(tmp_path, tiny.turn("Segment the liver.", SEG, targets=[tiny.box(2, 3, 20, 10)]), seed=2)
+    texts = [WELL.format("B"), WELL.format("A"), "B", "There is none.", SEG, "There is none."]
     batch = {
         "completion_ids": [[*ids(processor, text), processor.tokenizer.eos_token_id] for text in texts],
-        "sample": [choice, choice, choice, absent, absent],
-        "prompts": [[]] * 5,
+        "sample": [choice, choice, choice, absent, absent, present],
+        "prompts": [[]] * 6,
     }
     form, answer, mask = (grade(**batch) for grade in rewards.graders(model, processor))
-    assert form == [1, 1, 0, None, None]
-    assert answer == [1, 0, 0, None, None]
-    assert mask == [None, None, None, 1, 0]
+    assert form == [1, 1, 0, None, None, None]
+    assert answer == [1, 0, 0, None, None, None]
+    assert mask == [None, None, None, 1, 0, 0], "the same words about another sample earn what they earn there"
 
 
 def test_a_completion_is_read_with_its_special_tokens_and_without_its_end():
@@ -155,6 +156,18 @@ def test_overlaps_are_those_of_the_masks_that_the_model_decodes(tmp_path):
             target = torch.from_numpy(target).float()
             dice = (2 * (mask * target).sum() + 1) / (mask.sum() + target.sum() + 1)
             assert value == pytest.approx(dice.item(), abs=1e-5)
+
+
+def test_the_same_words_to_another_question_are_looked_at_as_its_answer(tmp_path):
+    model, processor, target = tiny.stirred(), tiny.processor(), tiny.box(2, 3, 20, 10)
+    questions = ("Segment the liver.", "Which structure is marked? Is there a nodule? Segment it.")
+    samples = [tiny.sample(tmp_path, tiny.turn(text, SEG, targets=[target]), seed=seed) for seed, text in enumerate(questions)]
+    for parameter in model.grounding.sam.mask_decoder.output_hypernetworks_mlps[0].layers[-1].parameters():
+        parameter.data *= 1000  # masks that have made up their mind
+    reward, said = rewards.graders(model, processor)[2], ids(processor, SEG + tokenizer.END)
+    alone = [reward(prompts=[prompt(one)], completion_ids=[said], sample=[one])[0] for one in samples]
+    assert reward(prompts=[prompt(one) for one in samples], completion_ids=[said, said], sample=samples) == alone
+    assert alone[0] != alone[1]
 
 
 def test_overlaps_of_a_model_in_bfloat16_are_counted_in_float32(tmp_path):

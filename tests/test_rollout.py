@@ -25,12 +25,40 @@ def test_a_rollout_says_what_generate_says(tmp_path, level):
     assert not torch.equal(found[0], found[3])
 
 
+def test_answers_are_cut_behind_the_first_of_several_ends_and_stand_by_their_own_prompts(tmp_path):
+    model, processor = tiny.stirred(**tiny.EXPERTS, router_level="sequence"), tiny.processor()
+    image = {"type": "image", "image": tiny.picture(0)}
+    questions = [[{"role": "user", "content": [image, {"type": "text", "text": text}]}] for text in ("Is it?", "Which structure is it?")]
+    asked = [question for question in questions for _ in range(4)]
+    with_reasoner(model)
+    with built(model, [problem(tmp_path)]) as policy:
+
+        def said(*ends):
+            policy.eos_token_ids = list(ends)
+            torch.manual_seed(0)
+            return rollout.rollout(processor)(asked, policy)
+
+        whole = said()["completion_ids"]
+        ends = whole[0][3], whole[5][2]
+        cut = [row[: next((place for place, word in enumerate(row, 1) if word in ends), len(row))] for row in whole]
+        assert {len(row) for row in whole} == {6} and {row[-1] for row in cut}.issuperset(ends)
+        found = said(*ends)
+    assert found["completion_ids"] == cut
+    assert found["prompt_ids"] == [processor.apply_chat_template(one, tokenize=True, add_generation_prompt=True)[0] for one in asked]
+
+
 def test_rows_are_alike_when_prompt_and_every_pixel_are():
     pixels, prompts_ = torch.rand(2, 4, 8, 8), torch.tensor([[1, 2, 3], [1, 2, 4]])
     almost = pixels[0].clone()
     almost[3, 7, 7] += 1e-3
     rows = torch.stack([pixels[1], pixels[0], pixels[1], almost, pixels[0], pixels[1]])
     assert rollout.first_alike(prompts_[[0, 0, 0, 0, 0, 1]], rows).tolist() == [0, 1, 0, 3, 1, 5]
+
+
+def test_rows_whose_pixels_lie_otherwise_and_have_the_same_means_are_not_alike():
+    rows = torch.zeros(3, 3, 8, 8)
+    rows[0, 0, 0, 0] = rows[1, 0, 0, 1] = rows[2, 0, 0, 0] = 1
+    assert rollout.first_alike(torch.ones(3, 2, dtype=torch.long), rows).tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize("level", ["sequence", "token"])
