@@ -136,6 +136,15 @@ def test_a_run_that_eight_bits_would_spoil_is_told_before_its_first_step(tmp_pat
     assert not any(isinstance(part, float8.Float8Linear) for part in model.modules())
 
 
+@pytest.mark.parametrize(("scale", "told"), [(-20.0, r"4\.2%, 46\.7562 after 48\.8021"), (float("nan"), "nan%, nan after nan")])
+def test_a_loss_that_eight_bits_make_smaller_or_that_is_no_number_is_no_better(tmp_path, monkeypatch, scale, told):
+    model, given = adapted(), rows_of(list(several(tmp_path, 2)))
+    model.lm_head.weight.data *= scale
+    monkeypatch.setattr(float8, "LARGEST", 2.0**-9)
+    with pytest.raises(InputError, match=f"loss by at most 1%, found {told}; leave float8 out"):
+        float8.judged(model.bfloat16().requires_grad_(False), given)
+
+
 def test_what_is_seen_to_work_is_the_first_portion_that_can_be_read(tmp_path):
     samples = several(tmp_path, 2)
     torn = samples[0].sample_id
