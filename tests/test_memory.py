@@ -1,5 +1,6 @@
 """What a run takes is told before it starts, and where it is too much, layers are computed twice."""
 
+import tiny
 import torch
 from test_fast_path import ROWS, TEXT, model, with_adapter
 from test_loop import several
@@ -19,6 +20,9 @@ def test_the_memory_a_layer_keeps_is_counted_by_hand():
     assert memory.kept(layer, width) == 6 * width + 2 * inner
     tuned = with_adapter(rank=3).model.language_model.layers[0]
     assert memory.kept(tuned, width) == 6 * width + 2 * inner + 2 * width + inner + 7 * 3
+    # Frozen experts of ranks 2 and 4 beside four linears, each before and after its gates.
+    routed = tiny.fresh(**tiny.EXPERTS).requires_grad_(False).model.language_model.layers[0]
+    assert memory.kept(routed, 32) == 6 * 32 + 2 * 48 + 4 * 2 * (2 + 4)
 
 
 def test_a_run_is_told_what_it_will_take():
@@ -33,7 +37,28 @@ def test_a_run_is_told_what_it_will_take():
     apart, more = (memory.estimate(made, Optimisation(**three, samples_at_once=most)) for most in (1, 4))
     assert apart == found
     assert more.states == 3 * found.states, "no more rows are in the model than the batch has"
+    assert more.work == 3 * 512 * 4 * (2 * 256 + 3 * 512), "gradients of a layer, which are more than a chunk of logits"
     assert str(memory.Estimate(2**30, 2**29, 2**31, 0)) == "3.5 GiB expected: weights 1.0, optimizer 0.5, states 2.0, work 0.0"
+
+
+def test_a_fusion_that_trains_keeps_what_the_vit_makes_after_it_of_every_image_that_fits():
+    made = model()
+    loop.train_only(made, assemble.ALIGNED)
+    # 17 tokens: one block after the first fusion, six widths of 16 and one of 32; two fusions, three widths of 24 and three of 16.
+    assert memory.seen(made) == 17 * (6 * 16 + 32 + 2 * (3 * 24 + 3 * 16))
+    found = memory.estimate(made, Optimisation(**(ROWS | {"row_tokens": 512})))
+    layers = 2 * memory.kept(made.model.language_model.layers[0], TEXT["hidden_size"])
+    assert found.states == 4 * (512 * layers + 512 // 16 * memory.seen(made))
+    loop.train_only(made, ["model.projector"])
+    assert memory.seen(made) == 0
+
+
+def test_memory_is_short_where_all_parts_together_take_more_than_95_of_100_bytes():
+    made, settings = model(), Optimisation(**ROWS)
+    need = memory.estimate(made, settings).total
+    for share, short in ((0.94, False), (0.96, True)):
+        with fast_path.fitting(made, settings, room=int(need / share)):
+            assert made.model.language_model.layers[0].gradient_checkpointing == short
 
 
 def test_where_memory_is_short_layers_are_computed_twice_and_learn_the_same(tmp_path, caplog):
