@@ -77,6 +77,18 @@ def test_the_mean_is_of_all_steps_since_the_checkpoint_before():
     assert run([5.0, 4.0, 7.0, 1.0, 9.0, 2.0, 8.0, 1.0], boundary=2) == ([4, 6, 8], {"step": 4, "mean": 4.0})
 
 
+def test_the_last_step_has_a_checkpoint_wherever_it_falls():
+    assert run([5.0, 4.0, 7.0, 1.0, 9.0], boundary=2) == ([4, 5], {"step": 4, "mean": 4.0})
+
+
+def test_what_a_run_killed_while_it_wrote_left_behind_is_in_no_ones_way():
+    left_behind = Path("runs/said-key/checkpoints/1/step-00000002.partial/process-00000.safetensors")
+    left_behind.parent.mkdir(parents=True)
+    left_behind.write_text("half")
+    assert run([5.0, 3.0, 4.0])[0] == [2, 3]
+    assert not left_behind.parent.exists()
+
+
 def test_of_equals_the_first_is_the_best():
     assert run([2.0, 1.0, 1.0, 1.0, 1.0]) == ([2, 4, 5], {"step": 2, "mean": 1.0})
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -13,6 +14,7 @@ from conftest import ROOT
 from unimed.config import Optimisation
 from unimed.errors import InputError
 from unimed.train import loop
+from unimed.train.stage_trainer import StageTrainer
 
 ZERO = {
     "zero_optimization": {"stage": 2},
@@ -93,6 +95,14 @@ def test_a_batch_that_processes_cannot_share_evenly_is_refused_in_one_sentence(m
     assert loop.per_process(Optimisation(**numbers)) == 2
     with pytest.raises(InputError, match=r"params.yaml: batch_size must be a multiple of the 3 processes of this run, is 4"):
         loop.per_process(Optimisation(**numbers | {"batch_size": 4}))
+
+
+def test_a_process_names_the_samples_of_its_own_part_of_a_step(tmp_path):
+    trainer = StageTrainer.__new__(StageTrainer)
+    trainer.args = SimpleNamespace(world_size=3, process_index=1, per_device_train_batch_size=2)
+    trainer.train_dataset = [tiny.sample(tmp_path, tiny.turn("?", "yes"), seed=seed) for seed in range(18)]
+    # Steps take six, of which the second process has the third and the fourth.
+    assert [trainer.named(step) for step in range(3)] == [["image2", "image3"], ["image8", "image9"], ["image14", "image15"]]
 
 
 def test_a_sample_of_noise_is_the_same_in_every_process(tmp_path):
