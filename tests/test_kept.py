@@ -54,6 +54,9 @@ def test_another_pod_finds_the_newest_of_each_training(made: Kept, service: s3.S
     assert {path.relative_to(other.folder).as_posix() for path in other.folder.glob("*/*")} == names
     for name in names:
         assert s3.contents(other.folder / name) == s3.contents(made.folder / name)
+    service.requests.clear()
+    other.keep()
+    assert not service.requests, "what was fetched is there"
 
 
 def test_what_a_newer_one_takes_the_place_of_is_deleted_and_nothing_is_sent_twice(made: Kept, service: s3.Service):
@@ -133,6 +136,17 @@ def test_what_came_through_of_one_that_was_not_kept_does_not_stay(made: Kept, se
     assert under(service) == []
 
 
+def test_until_a_new_one_is_listed_the_one_before_it_stays(made: Kept, service: s3.Service, tmp_path: Path):
+    before = write(made, 1, 5)
+    made.keep()
+    service.faults.append(s3.Fault("PUT", "align-0123abcd-1.json", "answer", times=10**6, status=403, code="AccessDenied"))
+    write(made, 1, 6)
+    made.keep()
+    other = another(service, tmp_path / "second")
+    other.fetch()
+    assert s3.contents(other.folder / "1/step-00000005") == s3.contents(before)
+
+
 def test_what_could_not_be_deleted_is_deleted_with_the_next(made: Kept, service: s3.Service, caplog: pytest.LogCaptureFixture):
     write(made, 1, 5)
     made.keep()
@@ -207,6 +221,7 @@ WRONG = [
     f'{{"1/step-00000001/..": "{ZEROS}"}}',
     f'{{"../../etc/passwd": "{ZEROS}"}}',
     f'{{"1/step-00000001/../../x": "{ZEROS}"}}',
+    f'{{"1/step-00000001/a/../../../x": "{ZEROS}"}}',
     '{"1/step-00000001/a": "x"}',
 ]
 
