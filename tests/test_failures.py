@@ -1,5 +1,8 @@
 """What goes wrong in a training is named, counted and done with as params say; no step is ever wrong in silence."""
 
+import dataclasses
+import math
+
 import pytest
 import tiny
 import torch
@@ -140,8 +143,19 @@ def test_a_batch_of_nothing_readable_leaves_weights_and_moments_as_they_were_eve
     assert len(steps) == 2
     assert all(same(before[0], after[0]) and not after[2] for before, after in steps)
     assert [entry["unreadable"] for entry in history] == [1, 2]
+    assert all("loss" not in entry and all(map(math.isfinite, entry.values())) for entry in history)
     with pytest.raises(InputError, match=r"failures.most_skipped of unreadable to be at most 2, found 3: step 2 goes on without image0"):
         fit(model(), samples, READ_ON, max_steps=3)
+
+
+def test_a_mask_that_cannot_be_read_costs_its_sample_alone(tmp_path, caplog):
+    torn = sample(tmp_path, 1)
+    turns = tuple(dataclasses.replace(turn, target_rles=tuple(("torn",) for _ in turn.target_rles)) for turn in torn.turns)
+    [line] = fit(model(), [sample(tmp_path, 0), dataclasses.replace(torn, turns=turns)], READ_ON, MASKS, batch_size=2, max_steps=1)
+    assert line["unreadable"] == 1 and "loss_pixel" not in line
+    assert said(caplog) == [
+        f"step 0 goes on without image1 of {torn.place.shard} (mask 'torn': expected COCO run lengths, found other text), 1 so far"
+    ]
 
 
 def test_a_fault_of_the_text_is_no_fault_of_a_sample(tmp_path):

@@ -45,6 +45,20 @@ def test_a_run_goes_on_from_a_stored_state_bit_by_bit():
     assert torch.equal(rest.masters[0], whole.masters[0])
 
 
+def test_what_has_no_gradient_in_a_step_stays_as_it_is():
+    """Not even by what it learned from the gradient before."""
+    one, other = (torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16)) for _ in range(2))
+    optimizer = MasterAdamW([one, other], 0.1)
+    for parameters in ([one, other], [one]):
+        optimizer.zero_grad()
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    torch.testing.assert_close(optimizer.masters[0].data, torch.full((3,), 0.8), atol=1e-5, rtol=0)
+    torch.testing.assert_close(optimizer.masters[1].data, torch.full((3,), 0.9), atol=1e-5, rtol=0)
+    assert other.tolist() == [0.8984375] * 3  # 0.9 in bfloat16's steps of 1/256
+
+
 @pytest.mark.slow
 def test_training_in_bfloat16_moves_what_trains_and_leaves_it_float32(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
