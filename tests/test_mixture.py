@@ -52,3 +52,6 @@ def test_turns_about_an_image_are_joined_anew_in_every_epoch(tmp_path):
     epochs = [[frozenset(turn.question for turn in sample.turns) for sample in mixture.at_epoch(epoch)] for epoch in range(8)]
     assert all(sorted(question for pair in epoch for question in pair) == list("abcdef") for epoch in epochs)
     assert len({frozenset(epoch) for epoch in epochs}) > 1
+    beside = Mixture(named("main", 3), [(joined, 0.5)], seed=0)
+    drawn = [frozenset(turn.question for turn in sample.turns) for epoch in range(8) for sample in beside.at_epoch(epoch)]
+    assert len(set(drawn) - {frozenset("?")}) > 3, "pairs of the first epoch alone would be three"

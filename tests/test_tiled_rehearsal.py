@@ -5,6 +5,7 @@ import tiled
 import tiny
 import torch
 
+from unimed.data import phantoms
 from unimed.model.canvas import NO_TILES, cut
 from unimed.model.letterbox import Letterbox
 from unimed.origins import StandIn
@@ -21,6 +22,12 @@ LIVER = WORDS.index("liver")
 @pytest.fixture(scope="module")
 def shown():
     return rehearsal_vision.show(SETTINGS, tiny.SIZE, seed=0)
+
+
+def test_no_patient_of_the_foundation_is_one_of_the_data(shown):
+    data = {scene.image.tobytes() for scene in phantoms.scenes(SETTINGS.cases, rehearsal_vision.SLICES, seed=0)}
+    assert len(data) == len(shown.scenes) == rehearsal_vision.SLICES
+    assert data.isdisjoint({scene.image.tobytes() for scene in shown.scenes})
 
 
 @pytest.mark.parametrize("shuffle", [1, 2])
