@@ -188,6 +188,8 @@ def test_mask_terms_compare_at_the_size_of_the_target():
     torch.testing.assert_close(found["pixel"], 2.0 * losses.pixel(grown, target).mean())
     torch.testing.assert_close(found["dice"], 0.5 * losses.dice(grown, target).mean())
     assert found["dice"] < 0.02
+    coarse = stage_trainer.mask_terms(low.bfloat16(), target, WEIGHTS)
+    torch.testing.assert_close(coarse, found, atol=1e-6, rtol=1e-5, msg="bfloat16 holds 30 exactly; what is made of it is float32")
 
 
 @pytest.mark.slow

@@ -39,6 +39,12 @@ def test_vectors_and_matrices_are_clipped_together_so_that_no_step_counts_by_its
     torch.testing.assert_close(minimised([100.0, 1.0, 1.0, 10.0]), minimised([1.0, 1.0, 1.0, 1.0]), atol=1e-7, rtol=1e-5)
 
 
+def test_muon_moves_matrices_at_twice_the_rate():
+    _, matrix = minimised([1.0])
+    # An orthogonal matrix, nearly, of norm 2, times 0.2 and the root of its larger side; the first of two steps of warm-up.
+    assert matrix.norm().item() == pytest.approx(2 * 0.0005 * 0.2 * math.sqrt(4) * 2, rel=0.3)
+
+
 def trained(folder, **changes):
     """Each step of a training whose gradients are long, and its log."""
     made = model("grounding.text_hidden_fcs")

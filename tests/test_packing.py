@@ -233,6 +233,15 @@ def test_what_is_left_over_of_a_window_is_filled_up_in_the_next(tmp_path):
         assert max(rows.over[window]) < window * rows.window
 
 
+def test_the_longest_sample_may_fill_a_row_and_rows_come_in_no_order_of_length(tmp_path):
+    rows = drawn_rows(tmp_path)
+    longest = max(len(rows.piece(rows.draws[number]).ids) for number in range(8))
+    found = drawn_rows(tmp_path, row_tokens=longest, window=40)
+    first = [len(found[number][0].ids) for number in range(20)]
+    assert max(first) == longest
+    assert first != sorted(first, reverse=True)
+
+
 def test_a_sample_that_no_row_can_hold_is_said_in_one_sentence(tmp_path):
     with pytest.raises(InputError, match=r"params.yaml: row_tokens must hold the longest sample, is 30, found sample image\d of \d\d"):
         drawn_rows(tmp_path, row_tokens=30)[0]
