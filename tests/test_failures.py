@@ -14,10 +14,12 @@ from unimed.config import MaskLoss, MoeRouter, Optimisation
 from unimed.errors import InputError
 from unimed.origins import Foundation
 from unimed.rewarding import Grpo
+from unimed.sections import Failures
 from unimed.train import readable
 from unimed.train.batch import Collator
 from unimed.train.draws import Draws
 from unimed.train.rows import Rows
+from unimed.train.tally import Tally
 
 SKIP = {"not_finite": "skip", "most_skipped": 2}
 READ_ON = {"unreadable": "skip", "most_skipped": 2}
@@ -88,6 +90,16 @@ def test_one_step_more_than_may_be_skipped_ends_the_run_in_one_sentence(tmp_path
     )
     with pytest.raises(InputError, match=bound):
         fit(model(), samples, SKIP, max_steps=3)
+
+
+def test_each_kind_of_failure_is_counted_for_itself_and_halves_against_no_bound():
+    tally = Tally(Failures(not_finite="skip", unreadable="skip", out_of_memory="halve", most_skipped=2))
+    tally.unreadable(0, ["one", "another"])
+    for step in range(3):
+        tally.out_of_memory(step, torch.OutOfMemoryError("full"), [])
+    for step in range(2):
+        tally.not_finite(step, {"words": math.nan}, [])
+    assert tally.told() == {"not_finite": 2, "unreadable": 2, "out_of_memory": 3}
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])

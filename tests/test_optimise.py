@@ -3,11 +3,14 @@
 import math
 
 import pytest
+import tiny
 import torch
 from failing import fit, model, sample, steps_watched
+from test_samples_at_once import Mute
 from torch import nn
 
 from unimed.config import MaskLoss, Optimisation
+from unimed.train import loop
 from unimed.train.optimise import minimise
 
 STEPS = {"batch_size": 1, "max_steps": 4, "learning_rate": 1e-3, "warmup_steps": 2}
@@ -68,3 +71,14 @@ def test_the_first_step_is_the_rate_against_the_gradient_and_no_weight_is_pulled
     for name, gradient in gradients.items():
         # AdamW divides by the gradient's size and 1e-8.
         torch.testing.assert_close(after[name], before[name] - 0.001 * gradient / (gradient.abs() + 1e-8), atol=2e-7, rtol=0)
+
+
+def test_a_step_whose_loss_is_no_number_is_none_though_its_gradient_is_one(tmp_path, monkeypatch):
+    """Of a batch without a labelled word."""
+    monkeypatch.chdir(tmp_path)
+    made, chosen = model(), Optimisation(**STEPS | {"max_steps": 1}, failures={"not_finite": "skip", "most_skipped": 1})
+    with steps_watched(made) as steps:
+        [line] = loop.fit(made, tiny.samples(sample(tmp_path, 2)), Mute(tiny.processor()), chosen, 0, "tiny")
+    [((_, gradients, _), (_, _, state))] = steps
+    assert all(value.isfinite().all() for value in gradients.values())
+    assert line["not_finite"] == 1 and not any(value.any() for value in state.values())
