@@ -34,6 +34,12 @@ def test_what_has_no_gradient_although_a_portion_had_masks_stops_the_run_whichev
         fit(made, samples, mask_loss=WEIGHTS, batch_size=3, samples_at_once=1)
 
 
+def test_a_portion_whose_loss_is_no_number_makes_the_batchs_none(tmp_path):
+    samples = [sample(tmp_path, 0), sample(tmp_path, 2, poisoned=True)]
+    with pytest.raises(FloatingPointError, match=r"at step 0, found \{'words': nan, 'gradient': nan\}"):
+        fit(model(), samples, batch_size=2, samples_at_once=1, max_steps=1)
+
+
 def test_a_batch_smaller_than_what_may_go_at_once_is_halved_from_its_own_size(tmp_path):
     made = model()
     asked = refuse_more_than(made, 0)
