@@ -117,6 +117,14 @@ def test_a_stage_is_judged_by_its_loss_but_for_steps_that_were_skipped(tmp_path)
     assert best == {"step": step, "mean": pytest.approx(losses[step], abs=1e-4)}
 
 
+def test_a_batch_in_portions_is_judged_by_the_loss_of_all_of_them(tmp_path):
+    samples = [sample(tmp_path, seed) for seed in (0, 2)]
+    with job.run(job.Job("tiny", "key")):
+        [line] = fit(model(), samples, batch_size=2, samples_at_once=1, max_steps=1)
+        _, best = left()
+    assert best == {"step": 1, "mean": pytest.approx(line["loss"], abs=1e-4)}
+
+
 def test_stage_5_is_judged_by_the_mean_reward_of_a_rollout(tmp_path):
     made = babbling(tiny.stirred(**tiny.EXPERTS))
     with_reasoner(made)
