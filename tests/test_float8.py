@@ -136,7 +136,9 @@ def test_a_run_that_eight_bits_would_spoil_is_told_before_its_first_step(tmp_pat
     assert not any(isinstance(part, float8.Float8Linear) for part in model.modules())
 
 
-@pytest.mark.parametrize(("scale", "told"), [(-20.0, r"4\.2%, 46\.7562 after 48\.8021"), (float("nan"), "nan%, nan after nan")])
+@pytest.mark.parametrize(
+    ("scale", "told"), [(-20.0, r"\d\.\d%, 4[567]\.\d+ after 48\.\d+"), (float("nan"), "nan%, nan after nan")], ids=["smaller", "no number"]
+)
 def test_a_loss_that_eight_bits_make_smaller_or_that_is_no_number_is_no_better(tmp_path, monkeypatch, scale, told):
     model, given = adapted(), rows_of(list(several(tmp_path, 2)))
     model.lm_head.weight.data *= scale
