@@ -9,6 +9,7 @@ from unimed import answering
 from unimed.answering import Question
 from unimed.eval import predict
 from unimed.eval.decoding import Decoding
+from unimed.model import router_use
 from unimed.model.assemble import Assembled
 from unimed.model.processor import Picture
 
@@ -117,6 +118,23 @@ def test_the_router_s_use_is_each_question_s_own(made):
         for reply in found:
             assert sum(use["share"] for use in reply.router if use["layer"] == 1) == pytest.approx(1, abs=2e-4)
         assert len({reply.router for reply in map(_frozen, found)}) > 1 or made.model.config.router_choice == "top1"
+
+
+def test_what_a_report_says_of_routers_is_the_sum_of_what_they_chose_for_each_question(made):
+    """Whatever was padded or read again for masks, and where answers end one before the other."""
+    made = Assembled(made.model, tiny.processor())
+    made.processor.tokenizer.eos_token = made.processor.tokenizer.convert_ids_to_tokens(alone(made)[0].ids[2])
+    asked, own = rows(made), alone(made)
+    assert len({len(row.ids) for row in own}) > 1
+    pictures = [Picture(question.image, question.regions) for question in questions()]
+    if made.model.config.experts:
+        with router_use.watched(made) as use:
+            predict.answer(made, [row.conversation for row in asked], pictures, LENGTH)
+        for layer, total in use.totals.items():
+            torch.testing.assert_close(total, sum(row.use.totals[layer] for row in own), atol=2e-3, rtol=1e-3)
+        assert len(use.totals) == 2
+        predict.answer(made, [asked[0].conversation], pictures[:1], LENGTH)
+        torch.testing.assert_close(use.totals[1], total)  # nobody watches any more
 
 
 def _frozen(reply):

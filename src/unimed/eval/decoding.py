@@ -105,10 +105,11 @@ class Decoding:
         logits = self.made.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].float()
         words = logits.index_fill(1, self._forbidden, -torch.inf).argmax(-1).tolist()
         shares = router_use.taken_shares(self.made.model)
+        chosen = {layer: router_use.of_texts(share, inputs["attention_mask"]) for layer, share in shares.items()}
         for number, (row, word) in enumerate(zip(rows, words, strict=True)):
             row.ids.append(word)
-            for layer, share in shares.items():
-                row.use.add(layer, (share[number] * inputs["attention_mask"][number, -share.shape[1] :, None]).sum(0))
+            for layer, share in chosen.items():
+                row.use.add(layer, share[number])
 
     def _point(self, ended: Sequence[Row]) -> None:
         """The masks of answers that point."""

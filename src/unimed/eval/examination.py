@@ -98,7 +98,7 @@ class Examination:
         """The routed model, and beside it the mixes that need no training."""
         stage, made = "moe_router", self._router_model()
         for task in ("vqa", "grounding"):
-            with router_use.watched(made.model) as seen:
+            with router_use.watched(made) as seen:
                 self.ask(made, Asking(stage, task))
             self.router_use += [{"task": task, "layer": layer, "expert": name, "share": share} for layer, name, share in seen.shares()]
         self.ask(made, Asking(stage, "reasoning", ask=partial(reasoning_messages, think=False)))

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from unimed.model.assemble import Assembled
 from unimed.model.experts import Router
 
 
@@ -31,22 +33,33 @@ class RouterUse:
 
 
 @contextmanager
-def watched(model: nn.Module) -> Iterator[RouterUse]:
-    """Adds up what the model's routers choose while the block runs."""
-    use = RouterUse(tuple(model.config.experts))
+def watched(made: Assembled) -> Iterator[RouterUse]:
+    """Adds up what a model's routers choose for questions and their answers while it writes them within the block.
 
-    def note(router: Router, args: tuple, gates: Tensor) -> None:
-        # Passes that reuse a decision made for the prompt leave no new logits.
-        if router.logits is not None:
-            use.add(router.layer, router.chosen(router.logits).flatten(0, -2).sum(0))
-            router.logits = None
+    Padding does not count, nor what stands behind an answer that has ended, nor a second reading for masks.
+    """
+    use, tokenizer = RouterUse(tuple(made.model.config.experts)), made.processor.tokenizer
+    ends = torch.tensor([tokenizer.eos_token_id, tokenizer.pad_token_id])
 
-    handles = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, Router)]
+    def note(model: nn.Module, args: tuple, inputs: dict[str, Any], outputs: Any) -> None:
+        shares, mask = taken_shares(model), inputs["attention_mask"]
+        if inputs.get("past_key_values") is None:
+            return
+        if inputs["input_ids"].shape[1] == 1:
+            mask = mask * ~torch.isin(inputs["input_ids"], ends.to(mask.device))
+        for layer, share in shares.items():
+            use.add(layer, of_texts(share, mask).sum(0))
+
+    handle = made.model.register_forward_hook(note, with_kwargs=True)
     try:
         yield use
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
+
+
+def of_texts(shares: Float[Tensor, "batch seq_or_one expert"], mask: Int[Tensor, "batch seen"]) -> Float[Tensor, "batch expert"]:
+    """What was chosen for each text in all, padding aside; `mask` may begin with what earlier passes have read."""
+    return (shares * mask[:, -shares.shape[1] :, None]).sum(1)
 
 
 def taken_shares(model: nn.Module) -> dict[int, Float[Tensor, "batch seq_or_one expert"]]:
