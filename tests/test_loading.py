@@ -6,8 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import registered_release
+import torch
+from PIL import ExifTags, Image
 from registered_release import address
 
 import unimed
@@ -60,6 +63,22 @@ def test_the_champion_answers_as_the_folder_it_was_registered_from_does(project,
     assert said == unimed.load(str(project / "models/reasoner")).answer(registered_release.scan(), "Is there a nodule?", ["box:2,3,9,9"])
     assert (found.version, found.manifest["git_revision"]) == ("1", "abc")
     assert said.router
+
+
+def test_an_image_in_memory_is_seen_as_its_file_is(project, tmp_path):
+    """Sixteen bits are scaled, not cut off, and what is to be shown turned is refused."""
+    made, deep = unimed.load(str(project / "models/reasoner")), np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    seen = []
+    made.made.model.register_forward_pre_hook(lambda module, args, inputs: seen.append(inputs.get("pixel_values")), with_kwargs=True)
+    for image in (tmp_path / "deep.png", Image.fromarray(deep)):
+        made.answer(image, "Is there a nodule?")
+    first, *_, second = [pixels for pixels in seen if pixels is not None]
+    assert torch.equal(first, second) and 0.3 < float(first[:, :3].mean()) < 0.7
+    turned = Image.new("RGB", (4, 4))
+    turned.getexif()[ExifTags.Base.Orientation] = 6
+    with pytest.raises(InputError, match="^image: expected pixels stored upright, found EXIF orientation 6"):
+        made.answer(turned, "Is there a nodule?")
 
 
 def test_the_cache_is_the_release_with_all_it_was_registered_with(project, tmp_path):

@@ -45,6 +45,18 @@ def test_a_region_that_no_text_speaks_of_is_an_error(processor):
         processor(images=[tiny.marked(tiny.picture(0), tiny.box(0, 0, 4, 4))], text=QUESTION)
 
 
+def test_a_region_of_another_text_s_picture_is_an_error(processor):
+    both = tiny.marked(tiny.picture(0), tiny.box(0, 0, 4, 4), tiny.box(4, 4, 8, 8))
+    with pytest.raises(InputError, match="expected one mask per <region>, found 1 in the text and 2 masks"):
+        processor(images=[both, tiny.picture(1)], text=[QUESTION + REGION] * 2)
+
+
+def test_sixteen_bits_are_scaled_and_not_cut_off(processor):
+    deep = Image.fromarray(np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32))
+    pixels = processor(images=[deep], text=QUESTION)["pixel_values"]
+    assert float(pixels.mean()) == pytest.approx(0.5, abs=0.01)
+
+
 def test_an_empty_region_is_an_error(processor):
     with pytest.raises(InputError, match="expected regions of at least one pixel, found an empty one"):
         processor(images=[tiny.marked(tiny.picture(0), tiny.box(0, 0, 0, 0))], text=QUESTION + REGION)

@@ -118,7 +118,11 @@ def picture(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Im
 
     Boxes and masks speak of pixels, and could be meant either way round.
     """
-    image = images.decode(content, name, max_pixels)
+    return upright(images.decode(content, name, max_pixels), name)
+
+
+def upright(image: Image.Image, name: str) -> Image.Image:
+    """An image as 8-bit RGB. Raises InputError for pixels that are to be shown turned."""
     turned = image.getexif().get(ExifTags.Base.Orientation, 1)
     if turned != 1:
         raise InputError(f"{name}: expected pixels stored upright, found EXIF orientation {turned}; turn them and drop the tag")

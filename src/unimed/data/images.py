@@ -41,13 +41,16 @@ def _readable(name: str) -> Iterator[None]:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """The image as 8-bit RGB: more than 8 bits are scaled by their own minimum and maximum, transparency lies on black."""
+    """The image as 8-bit RGB: more than 8 bits are scaled by their own minimum and maximum, transparency lies on black.
+
+    One that is that already is given back itself.
+    """
     if image.mode.startswith(("I", "F")):
         return _scaled(np.asarray(image, dtype=np.float32)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         return Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _scaled(pixels: np.ndarray) -> Image.Image:

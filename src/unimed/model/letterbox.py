@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from unimed.data import images
 from unimed.errors import InputError
 
 
@@ -70,7 +71,7 @@ class Letterbox:
         Shrinking averages areas, enlarging is bicubic, and an image that needs neither is copied to the byte. Raises
         InputError for an image of another size than the letterbox was made for.
         """
-        picture = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
+        picture = images.rgb(image if isinstance(image, Image.Image) else Image.fromarray(image))
         self._require(picture.height, picture.width)
         if self.scale != 1:
             resampling = Image.Resampling.BOX if self.scale < 1 else Image.Resampling.BICUBIC

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
+from unimed.data import images
 from unimed.data.records import REGION
 from unimed.errors import InputError
 from unimed.model.canvas import NO_TILES, Grid, choose, cut, squares
@@ -89,12 +90,13 @@ class UniMedProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "pixel_values", "image_sizes"]
 
     def _check_counts(self, texts: Sequence[str], pictures: Sequence[Picture]) -> None:
-        found, regions = sum(item.count(IMAGE) for item in texts), sum(item.count(REGION) for item in texts)
-        masks = sum(len(item.regions) for item in pictures)
+        found, rest = sum(item.count(IMAGE) for item in texts), iter(pictures)
         if found != len(pictures):
             raise InputError(f"expected one picture per {IMAGE}, found {found} in the text and {len(pictures)} pictures")
-        if regions != masks:
-            raise InputError(f"expected one mask per {REGION}, found {regions} in the text and {masks} masks")
+        for item in texts:
+            regions, masks = item.count(REGION), sum(len(own.regions) for own in islice(rest, item.count(IMAGE)))
+            if regions != masks:
+                raise InputError(f"expected one mask per {REGION}, found {regions} in the text and {masks} masks")
 
     def expand(self, text: str, sizes: Sequence[Size]) -> str:
         """The text with as many image tokens per image as the model needs; `sizes` holds each image's height and width.
@@ -171,7 +173,7 @@ def picture(item: Any) -> Picture:
     found = item if isinstance(item, Picture) else Picture(item)
     if not all(mask.any() for mask in found.regions):
         raise InputError("expected regions of at least one pixel, found an empty one")
-    return Picture(found.image if found.image.mode == "RGB" else found.image.convert("RGB"), found.regions)
+    return Picture(images.rgb(found.image), found.regions)
 
 
 def _flat(images: Sequence[Any]) -> list[Any]:

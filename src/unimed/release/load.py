@@ -27,8 +27,11 @@ class Loaded:
     manifest: dict[str, Any]
 
     def answer(self, image: Image.Image | Path | str, question: str, regions: Sequence[str] = (), think: bool = False) -> Reply:
-        """The reply to a question about an image or image file; regions are `box:x,y,w,h` or `point:x,y` in pixels."""
-        shown = image.convert("RGB") if isinstance(image, Image.Image) else predict.open_image(Path(image))
+        """The reply to a question about an image or image file; regions are `box:x,y,w,h` or `point:x,y` in pixels.
+
+        Raises InputError for an image or a region that cannot be used.
+        """
+        shown = answering.upright(image, "image") if isinstance(image, Image.Image) else predict.open_image(Path(image))
         asked = Question(shown, question, tuple(answering.region(text, shown) for text in regions), think)
         [reply] = answering.answer(self.made, [asked], answering.MAX_NEW_TOKENS)
         return reply
