@@ -135,6 +135,16 @@ def test_an_adapter_that_is_more_than_a_plain_lora_is_refused(tmp_path, change):
         adapters.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "text", ["no JSON", "[]", '{"peft_type": "PROMPT_TUNING"}', '{"r": 0, "lora_alpha": 1}', '{"r": "8", "lora_alpha": 1}']
+)
+def test_settings_of_something_else_than_a_lora_are_refused_in_one_sentence(tmp_path, text):
+    adapters.write(tmp_path, trained()[1])
+    (tmp_path / adapters.CONFIG).write_text(text)
+    with pytest.raises(InputError, match=r"adapter_config.json: expected settings of a LoRA in JSON, with r and lora_alpha above 0"):
+        adapters.read(tmp_path)
+
+
 def test_an_adapter_can_be_given_another_s_values():
     model, before = trained()
     other = dataclasses.replace(before, tensors={key: value + 1 for key, value in before.tensors.items()})

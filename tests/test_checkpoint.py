@@ -6,7 +6,7 @@ import os
 import derived
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from unimed.errors import InputError
 from unimed.model import checkpoint
@@ -92,6 +92,11 @@ def test_an_index_must_tell_the_truth_and_stay_in_its_folder(tmp_path):
         index.write_text(json.dumps({"weight_map": listed | change}))
         with pytest.raises(InputError, match=sentence):
             checkpoint.read(folder)
+    assert listed["a.weight"] < listed["b.weight"]
+    save_file(load_file(folder / listed["a.weight"]) | {"b.weight": torch.zeros(1)}, folder / listed["a.weight"])
+    index.write_text(json.dumps({"weight_map": listed}))
+    with pytest.raises(InputError, match=r"found 1 elsewhere or missing \(b.weight\)"):  # it is in two
+        checkpoint.read(folder)
     index.write_text("[]")
     with pytest.raises(InputError, match="expected a weight_map"):
         checkpoint.read(folder)

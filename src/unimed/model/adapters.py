@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -67,14 +68,24 @@ def read(folder: Path) -> Adapter:
     """A stored adapter. Raises InputError when a file is missing or the adapter is no plain LoRA."""
     if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
         raise InputError(f"{folder}: expected an adapter in peft's form, found no {missing[0]}")
-    config = json.loads((folder / CONFIG).read_text())
+    config = _read_config(folder / CONFIG)
     found = {key.removeprefix(PREFIX): value for key, value in load_file(folder / WEIGHTS).items()}
     special = [key for key in SPECIAL if config.get(key)] + [key for key in found if ".lora_A." not in key and ".lora_B." not in key]
-    if not isinstance(config["target_modules"], list):
-        special.append("target_modules as a pattern")
+    if not isinstance(config.get("target_modules"), list):
+        special.append("target_modules that are no list of names")
     if special:
         raise InputError(f"{folder}: expected a plain LoRA, found one with {special[0]}")
     return Adapter(found, config["r"], config["lora_alpha"] / config["r"], tuple(config["target_modules"]))
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text())
+        if config["r"] > 0 and config["lora_alpha"] > 0:
+            return config
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise InputError(f"{file}: expected settings of a LoRA in JSON, with r and lora_alpha above 0, found others")
 
 
 @torch.no_grad()

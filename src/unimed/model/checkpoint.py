@@ -98,9 +98,11 @@ def _indexed(folder: Path, index: Path) -> Checkpoint:
     if outside := [name for name in files if Path(name).name != name or not (folder / name).is_file()]:
         raise InputError(f"{index}: expected the file {outside[0]} beside it, found none")
     opened = {folder / name: _open(folder / name) for name in files}
-    held = {name: file.name for file, part in opened.items() for name in _names(part)}
-    if held != listed:
-        differ = sorted(name for name in held.keys() | listed.keys() if held.get(name) != listed.get(name))
+    held: dict[str, list[str]] = {}
+    for file, part in opened.items():
+        for name in _names(part):
+            held.setdefault(name, []).append(file.name)
+    if differ := sorted(name for name in held.keys() | listed.keys() if held.get(name) != [listed.get(name)]):
         raise InputError(f"{index}: expected each tensor in the file it names, found {len(differ)} elsewhere or missing ({_some(differ)})")
     return Checkpoint(folder, opened)
 
