@@ -14,6 +14,7 @@ from unimed.config import Optimisation, RouterLoss
 from unimed.errors import InputError
 from unimed.model import attention
 from unimed.model.experts import RoutedLinear
+from unimed.sections import Failures
 from unimed.train import float8, loop, memory
 from unimed.train.batch import Collator
 from unimed.train.draws import Draws
@@ -156,7 +157,10 @@ def test_what_is_seen_to_work_is_the_first_portion_that_can_be_read(tmp_path):
 
     draws = Draws(samples, 8, 0)
     assert torn in [draws[number].sample_id for number in range(8)]
-    assert loop.first(draws, InPortions(read, 1)) == {"input_ids": samples[1].sample_id}
+    assert loop.first(draws, InPortions(read, 1), Failures(unreadable="skip", most_skipped=1)) == {"input_ids": samples[1].sample_id}
+    torn = [draws[number].sample_id for number in range(8)]
+    with pytest.raises(InputError, match="expected failures.most_skipped of unreadable to be at most 1, found none that can be read"):
+        loop.first(draws, InPortions(lambda items: {UNREADABLE: torn}, 1), Failures(unreadable="skip", most_skipped=1))
 
 
 def test_a_run_that_fails_leaves_the_weights_as_they_were():

@@ -41,7 +41,7 @@ def several(folder, count):
 
 
 def fit(model, samples, **more):
-    changes = {name: more.pop(name) for name in SETTINGS if name in more}
+    changes = {name: more.pop(name) for name in [*SETTINGS, "dtype"] if name in more}
     return loop.fit(model, samples, Collator(tiny.processor()), Optimisation(**(SETTINGS | changes)), 0, "tiny", **more)
 
 
@@ -218,7 +218,8 @@ class Early:
         return self.later if epoch else self.first
 
 
-def test_a_run_that_goes_on_knows_what_was_taught_before(samples, tmp_path, caplog, monkeypatch):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_that_goes_on_knows_what_was_taught_before(samples, tmp_path, caplog, monkeypatch, dtype):
     monkeypatch.setattr(resuming, "EVERY_SECONDS", 0.0)
     epochs = Early(tmp_path, samples)
 
@@ -226,7 +227,7 @@ def test_a_run_that_goes_on_knows_what_was_taught_before(samples, tmp_path, capl
         model = tiny.stirred()
         loop.train_only(model, assemble.GROUNDING)
         with job.run(job.Job("tiny", "key")):
-            return fit(model, epochs, batch_size=2, mask_loss=WEIGHTS)
+            return fit(model, epochs, batch_size=2, dtype=dtype, mask_loss=WEIGHTS)
 
     with pytest.raises(InterruptedError):
         run()

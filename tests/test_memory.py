@@ -25,7 +25,7 @@ def test_the_memory_a_layer_keeps_is_counted_by_hand():
     assert memory.kept(routed, 32) == 6 * 32 + 2 * 48 + 4 * 2 * (2 + 4)
 
 
-def test_a_run_is_told_what_it_will_take():
+def test_a_run_is_told_what_it_will_take(monkeypatch):
     made = with_adapter(rank=2)
     trained = sum(value.numel() for value in made.parameters() if value.requires_grad)
     found = memory.estimate(made, Optimisation(**(ROWS | {"row_tokens": 512})))
@@ -38,6 +38,8 @@ def test_a_run_is_told_what_it_will_take():
     assert apart == found
     assert more.states == 3 * found.states, "no more rows are in the model than the batch has"
     assert more.work == 3 * 512 * 4 * (2 * 256 + 3 * 512), "gradients of a layer, which are more than a chunk of logits"
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert memory.estimate(made, Optimisation(**three)) == found, "of each process with one of three rows"
     assert str(memory.Estimate(2**30, 2**29, 2**31, 0)) == "3.5 GiB expected: weights 1.0, optimizer 0.5, states 2.0, work 0.0"
 
 

@@ -13,7 +13,7 @@ import tiny
 from conftest import ROOT
 from unimed.config import Optimisation
 from unimed.errors import InputError
-from unimed.train import loop
+from unimed.train import together
 from unimed.train.stage_trainer import StageTrainer
 
 ZERO = {
@@ -92,9 +92,9 @@ def assert_equal(found, alone):
 def test_a_batch_that_processes_cannot_share_evenly_is_refused_in_one_sentence(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     numbers = {"batch_size": 6, "max_steps": 1, "learning_rate": 0.01}
-    assert loop.per_process(Optimisation(**numbers)) == 2
+    assert together.per_process(Optimisation(**numbers)) == 2
     with pytest.raises(InputError, match=r"params.yaml: batch_size must be a multiple of the 3 processes of this run, is 4"):
-        loop.per_process(Optimisation(**numbers | {"batch_size": 4}))
+        together.per_process(Optimisation(**numbers | {"batch_size": 4}))
 
 
 def test_a_process_names_the_samples_of_its_own_part_of_a_step(tmp_path):

@@ -42,11 +42,6 @@ class Policy(Guarded, GRPOTrainer):
         self._metrics["train"]["groups_without_spread"].append(without_spread(earned, self.num_generations).float().mean().item())
         return earned
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
-        # TRL counts its steps besides, to know when to draw new answers.
-        self._step = self.state.global_step
-
     def gradients(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Loss and gradients of all answers, those of pieces added up in float32."""
         loss = super().gradients(model, inputs, num_items_in_batch)

@@ -27,11 +27,12 @@ from unimed.rl.policy import Policy
 from unimed.train import fast_path, resuming, zero
 from unimed.train.batch import Collator
 from unimed.train.draws import Draws
-from unimed.train.loop import fit, per_process
+from unimed.train.loop import fit
 from unimed.train.masters import MasterAdamW
 from unimed.train.mixture import Mixture
 from unimed.train.progress import LOGGED, Progress
 from unimed.train.tally import Tally
+from unimed.train.together import per_process
 
 logger = logging.getLogger("grpo")
 History = list[dict[str, Any]]

@@ -1,6 +1,5 @@
 """The one loop of stages 1 to 4: transformers' Trainer, told what trains, which samples come and which losses count."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from unimed import environment
 from unimed.config import MaskLoss, Optimisation, RouterLoss
 from unimed.errors import InputError
 from unimed.model.unimed import UniMedForConditionalGeneration
+from unimed.sections import Failures
 from unimed.train import fast_path, float8, portions, resuming, zero
 from unimed.train.batch import Batch, Collator
 from unimed.train.draws import Draws, Epochs
@@ -21,6 +21,7 @@ from unimed.train.readable import ReadableOnly
 from unimed.train.rows import RowCollator, Rows
 from unimed.train.stage_trainer import StageTrainer, legible
 from unimed.train.tally import Tally
+from unimed.train.together import per_process
 
 
 def train_only(model: nn.Module, names: Sequence[str]) -> list[str]:
@@ -66,7 +67,8 @@ def fit(
     size = args.per_device_train_batch_size
     batches["data_collator"] = InPortions(batches["data_collator"], min(settings.samples_at_once or size, size))
     if settings.float8:
-        float8.judged(model.to(args.device, torch.bfloat16), portions.placed(first(*batches.values()), args.device))
+        batch = first(batches["train_dataset"], batches["data_collator"], settings.failures)
+        float8.judged(model.to(args.device, torch.bfloat16), portions.placed(batch, args.device))
     with fast_path.prepared(model, settings, args.device) as masters:
         trainer = StageTrainer(model=model, args=args, callbacks=[progress], optimizers=(masters, None), **batches)
         trainer.remove_callback(PrinterCallback)
@@ -79,18 +81,14 @@ def fit(
     return [{name: float(value) for name, value in entry.items()} for entry in trainer.state.log_history if LOGGED in entry]
 
 
-def first(items: Draws | Rows, collator: InPortions) -> Batch:
-    """What goes through the model first: the first portion of what can be read."""
-    batches = (collator([items[number]]) for number in range(len(items)))
-    return next(portion for batch in batches for portion in portions.taken(batch) if legible(portion))
-
-
-def per_process(settings: Optimisation) -> int:
-    """A process's part of a batch. Raises InputError when the processes that torchrun started cannot share it evenly."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if settings.batch_size % processes:
-        raise InputError(f"params.yaml: batch_size must be a multiple of the {processes} processes of this run, is {settings.batch_size}")
-    return settings.batch_size // processes
+def first(items: Draws | Rows, collator: InPortions, failures: Failures) -> Batch:
+    """The first item that can be read, as a batch of its own. Raises InputError where more than may be skipped cannot."""
+    batches = (collator([items[number]]) for number in range(min(len(items), failures.most_skipped + 1)))
+    found = next(filter(legible, batches), None)
+    if found is None:
+        most = failures.most_skipped
+        raise InputError(f"params.yaml: expected failures.most_skipped of unreadable to be at most {most}, found none that can be read")
+    return found
 
 
 def arguments(settings: Optimisation, seed: int) -> TrainingArguments:

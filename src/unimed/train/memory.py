@@ -12,6 +12,7 @@ from unimed.model import words
 from unimed.model.experts import RoutedLinear
 from unimed.model.unimed import UniMedForConditionalGeneration
 from unimed.train import float8
+from unimed.train.together import per_process
 
 GIB = 2**30
 
@@ -41,9 +42,10 @@ class Estimate:
 
 
 def estimate(model: UniMedForConditionalGeneration, settings: Optimisation) -> Estimate:
-    """The peak of a step of compiled layers on one device, the towers' share counted for as many images as fit in a row."""
+    """The peak of a step of compiled layers in one process, the towers' share counted for as many images as fit in a row."""
     size = torch.finfo(getattr(torch, settings.dtype)).bits // 8
-    tokens = min(settings.samples_at_once or settings.batch_size, settings.batch_size) * (settings.row_tokens or 0)
+    rows = per_process(settings)
+    tokens = min(settings.samples_at_once or rows, rows) * (settings.row_tokens or 0)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     config = model.config.text_config
     states = tokens * size * sum(kept(layer, config.hidden_size) for layer in model.model.language_model.layers)

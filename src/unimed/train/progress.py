@@ -27,18 +27,16 @@ class Progress(TrainerCallback):
         self.losses: dict[str, float] = {}
         # Whether any batch had target masks, and whether the present one holds nothing at all; the trainer says so.
         self.masked = self.empty = False
-        # What trains and never had a gradient.
+        # What trains and never had a gradient; a run that goes on is told by the trainer.
         self.waiting: set[str] = set()
         self.checked = False
         self.hooks: list[RemovableHandle] = []
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, optimizer: Any, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        # The optimizer of a run that goes on holds moments of exactly what had a gradient before.
-        taught = optimizer.state if state.global_step else {}
         # Hooks, because DeepSpeed takes gradients away before anyone else can look at them.
-        trained = {name: value for name, value in model.named_parameters() if value.requires_grad and value not in taught}
+        trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
         self.waiting = set(trained)
         self.hooks = [parameter.register_hook(partial(self._arrived, name)) for name, parameter in trained.items()]
         self.ticker.__enter__()

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 from unimed.config import MaskLoss, RouterLoss
 from unimed.model import experts
 from unimed.model.packing import Packing
-from unimed.train import losses, portions, readable
+from unimed.train import checkpoints, losses, portions, readable
 from unimed.train.batch import Batch
 from unimed.train.guarded import Guarded
 from unimed.train.portions import InPortions
@@ -132,6 +132,18 @@ class StageTrainer(Guarded):
                 sums.take()
         sums.give()
         return torch.stack(losses).sum()
+
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """With the names of what never had a gradient, in any process: a run that goes on is not to warn of what was taught before."""
+        said = self.together.gathered(json.dumps(sorted(self.progress.waiting)).encode())
+        self.progress.waiting = set.intersection(*(set(json.loads(each)) for each in said))
+        tensors, numbers = super()._state()
+        return tensors, numbers | {"waiting": sorted(self.progress.waiting)}
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            self.progress.waiting &= set(checkpoints.numbers_of(checkpoint)["waiting"])
 
     def _items(self, step: int, rank: int) -> list[Any]:
         """What a process took from the data set for a step."""

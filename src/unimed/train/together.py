@@ -1,10 +1,14 @@
 """What the processes of a run tell each other, without making any of them wait for its GPU."""
 
+import os
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, distributed
+
+from unimed.errors import InputError
+from unimed.sections import Optimisation
 
 
 class Together:
@@ -59,3 +63,11 @@ class Together:
         """Return when all processes have come here."""
         if self.group is not None:
             distributed.barrier(self.group)
+
+
+def per_process(settings: Optimisation) -> int:
+    """A process's part of a batch. Raises InputError when the processes that torchrun started cannot share it evenly."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if settings.batch_size % processes:
+        raise InputError(f"params.yaml: batch_size must be a multiple of the {processes} processes of this run, is {settings.batch_size}")
+    return settings.batch_size // processes
