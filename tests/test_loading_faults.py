@@ -78,8 +78,7 @@ def test_a_store_that_answers_503_for_a_while_is_waited_out(registry):
     assert fault.times == 0, "it did answer so"
 
 
-def test_a_store_that_answers_503_for_ever_is_one_sentence_and_leaves_nothing(registry, tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # of its seven, between which it waits for minutes
+def test_a_store_that_answers_503_for_ever_is_one_sentence_and_leaves_nothing(registry, tmp_path):
     registry.service.faults.append(s3.Fault("GET", "adapter_model.safetensors", "answer", times=1000))
     with pytest.raises(InputError) as caught:
         fetch.fetch(CHAMPION, Tracking())
