@@ -95,8 +95,8 @@ def test_one_step_more_than_may_be_skipped_ends_the_run_in_one_sentence(tmp_path
 def test_each_kind_of_failure_is_counted_for_itself_and_halves_against_no_bound():
     tally = Tally(Failures(not_finite="skip", unreadable="skip", out_of_memory="halve", most_skipped=2))
     tally.unreadable(0, ["one", "another"])
-    for step in range(3):
-        tally.out_of_memory(step, torch.OutOfMemoryError("full"), [])
+    for _ in range(3):
+        tally.halved()
     for step in range(2):
         tally.not_finite(step, {"words": math.nan}, [])
     assert tally.told() == {"not_finite": 2, "unreadable": 2, "out_of_memory": 3}

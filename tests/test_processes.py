@@ -97,12 +97,14 @@ def test_a_batch_that_processes_cannot_share_evenly_is_refused_in_one_sentence(m
         together.per_process(Optimisation(**numbers | {"batch_size": 4}))
 
 
-def test_a_process_names_the_samples_of_its_own_part_of_a_step(tmp_path):
+def test_a_process_names_the_samples_of_a_step_and_those_that_did_not_fit_as_its_own(tmp_path):
     trainer = StageTrainer.__new__(StageTrainer)
-    trainer.args = SimpleNamespace(world_size=3, process_index=1, per_device_train_batch_size=2)
+    trainer.args = SimpleNamespace(world_size=3, per_device_train_batch_size=2)
     trainer.train_dataset = [tiny.sample(tmp_path, tiny.turn("?", "yes"), seed=seed) for seed in range(18)]
     # Steps take six, of which the second process has the third and the fourth.
-    assert [trainer.named(step) for step in range(3)] == [["image2", "image3"], ["image8", "image9"], ["image14", "image15"]]
+    own = [[item.sample_id for item in trainer._items(step, rank=1)] for step in range(3)]
+    assert own == [["image2", "image3"], ["image8", "image9"], ["image14", "image15"]]
+    assert [trainer.named(step) for step in range(3)] == [[f"image{6 * step + number}" for number in range(6)] for step in range(3)]
 
 
 def test_a_sample_of_noise_is_the_same_in_every_process(tmp_path):

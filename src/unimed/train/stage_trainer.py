@@ -66,7 +66,8 @@ class StageTrainer(Guarded):
         heard = [json.loads(each) for each in self.together.gathered(json.dumps(said).encode())] if meets else [said]
         for reasons, halved, _ in heard:
             self.tally.unreadable(step, reasons)
-            self.tally.counts["out_of_memory"] += halved
+            if halved:
+                self.tally.halved()
         if meets:
             loss = self._met(loss, sum(has_read for *_, has_read in heard))
         self.measure(loss)

@@ -38,6 +38,10 @@ class Tally:
             raise error
         log.warning("%s; it is done in halves", found)
 
+    def halved(self) -> None:
+        """Count a step that a process did in halves; as it is made all the same, nothing bounds how many."""
+        self.counts["out_of_memory"] += 1
+
     def told(self) -> dict[str, float]:
         """The counts of those failures that the run goes on after, for its log."""
         return {name: float(count) for name, count in self.counts.items() if getattr(self.policy, name) != "stop"}
