@@ -2,14 +2,18 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import derived
 import pytest
+import torch
 
 from benchmarks import originals
 from unimed.data.records import SEG
 from unimed.errors import InputError
 from unimed.model import foundations, imports
+from unimed.model.checkpoint import Checkpoint
+from unimed.model.foundations import EMBEDDING, Part, added_rows
 from unimed.model.imports import seg_id
 from unimed.model.low_rank import Fold
 
@@ -61,3 +65,11 @@ def test_a_checkpoint_that_points_without_several_experts_is_a_grounding_expert(
     assert list(folds) == ["aligned", "grounding_expert"]
     assert folds["grounding_expert"].error() < 1e-4
     assert all(change > 0 for change in folds["grounding_expert"].change)
+
+
+def test_an_added_token_s_row_is_the_mean_of_the_known_ones_wherever_they_stand():
+    table = torch.tensor([[1.0, 4.0], [90.0, 90.0], [3.0, 8.0], [90.0, 90.0]])  # rows of no token lie between and behind
+    part = Part(Checkpoint(Path("in memory"), {Path("one"): {"embed": table}}), {EMBEDDING: "embed"}, [], torch.float32)
+    rows = added_rows(part, [1, 4], known=[0, 2])
+    assert rows["tokens"].tolist() == [1, 4]
+    assert rows["input"].tolist() == rows["output"].tolist() == [[2.0, 6.0]] * 2

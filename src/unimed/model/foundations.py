@@ -153,7 +153,7 @@ def write(folder: Path, vlm: Vlm, places: Mapping[str, Path], **facts: object) -
     text.save_pretrained(folder / LANGUAGE_MODEL)
     ids = set(tokenizer.get_vocab().values())
     added = sorted((ids - known) | {*range(text.vocab_size, max(ids) + 1)})
-    weights.write(folder / ADDED_ROWS, added_rows(parts["language_model"], added, len(known)), {})
+    weights.write(folder / ADDED_ROWS, added_rows(parts["language_model"], added, sorted(known - {*added})), {})
     weights.write(folder / "mask", {f"grounding.sam.{name}": value for name, value in parts["mask"].tensors().items()}, {})
     config = _whole(folder, vlm, tokenizer, text, parts)
     if normalised:
@@ -219,10 +219,10 @@ def _link(found: Part, folder: Path) -> None:
         (folder / "model.safetensors.index.json").write_text(json.dumps(listing, indent=1) + "\n")
 
 
-def added_rows(language: Part, tokens: list[int], known: int) -> dict[str, Tensor]:
-    """A row for each added token in the embedding table and in the output layer: the mean of the `known` tokens' rows."""
+def added_rows(language: Part, tokens: list[int], known: list[int]) -> dict[str, Tensor]:
+    """A row for each added token in the embedding table and in the output layer: the mean of those of tokens that were `known`."""
     rows = {}
     for side, name in (("input", EMBEDDING), ("output", HEAD)):
         table = language.checkpoint.tensor(language.names.get(name, language.names[EMBEDDING]))
-        rows[side] = table[:known].mean(0, dtype=torch.float32).to(table.dtype).expand(len(tokens), -1)
+        rows[side] = table[known].mean(0, dtype=torch.float32).to(table.dtype).expand(len(tokens), -1)
     return {"tokens": torch.tensor(tokens), **rows}
