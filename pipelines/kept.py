@@ -15,7 +15,7 @@ from unimed.store import Store
 EVERY_SECONDS = 5.0
 """Between two looks at whether there is a new one. They come every ten minutes, and when the stage is told to stop."""
 
-NAME = re.compile(r"[0-9]+/step-[0-9]{8}/[A-Za-z0-9][A-Za-z0-9_.-]*")
+NAME = re.compile(r"[0-9]+(-[0-9]+)?/step-[0-9]{8}/[A-Za-z0-9][A-Za-z0-9_.-]*")
 """Of a file: the training of the stage, the step, and its name in the checkpoint."""
 
 log = logging.getLogger("pod")
@@ -24,12 +24,12 @@ log = logging.getLogger("pod")
 class Kept:
     """What the store holds of a stage's checkpoints under its recipe key: of each of its trainings the newest.
 
-    `processes` is how many train together, as one checkpoint is for so many alone; `folder` is where the stage has them, and looks for
-    them. A stage can do without, so what cannot be fetched or kept is a warning.
+    `share` names how many train together and, of several machines, which this is, as a checkpoint is for that alone; `folder` is where the
+    stage has them, and looks for them. A stage can do without, so what cannot be fetched or kept is a warning.
     """
 
-    def __init__(self, store: Store, stage: str, key: str, processes: int, folder: Path):
-        self.objects, self.name, self.folder = store.objects, f"checkpoints/{stage}-{key}-{processes}", folder
+    def __init__(self, store: Store, stage: str, key: str, share: str, folder: Path):
+        self.objects, self.name, self.folder = store.objects, f"checkpoints/{stage}-{key}-{share}", folder
         self.held: dict[str, str] = {}
         """Of each file that the store lists the md5."""
         self.sent: set[str] = set()

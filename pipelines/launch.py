@@ -88,7 +88,7 @@ def manifest(order: Order, owner: dict[str, str] | None) -> dict[str, Any]:
                 "image": order.machines.image,
                 "command": list(order.command),
                 "numNodes": order.machines.nodes,
-                "numProcPerNode": max(1, order.machines.gpus),
+                "numProcPerNode": order.machines.processes,
                 "resourcesPerNode": {"requests": resources, "limits": resources},
                 "env": _secrets(order),
             },

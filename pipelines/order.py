@@ -32,6 +32,11 @@ class TrainJob(Section):
     node_selector: dict[str, str]
     secrets: dict[str, tuple[str, ...]]
 
+    @property
+    def processes(self) -> int:
+        """Of each machine."""
+        return max(1, self.gpus)
+
 
 class Order(Section):
     """The part of a pod's command that is known when the pipeline is compiled."""

@@ -66,7 +66,9 @@ class Pod:
         if self.store is None or not self.order.recipe:
             return None
         own = folder / job.Job(self.stage.name, self.order.recipe).folder / job.CHECKPOINTS
-        kept = Kept(self.store, self.stage.name, self.order.recipe, self.order.processes, own)
+        machines = self.order.train_job
+        share = f"{machines.nodes}x{machines.processes}-{_place()}" if machines else f"{self.order.processes}"
+        kept = Kept(self.store, self.stage.name, self.order.recipe, share, own)
         kept.fetch()
         return kept
 
@@ -170,9 +172,18 @@ def worker(pod: Pod, digests: dict[str, str]) -> None:
         for path, digest in digests.items():
             pod.store.pull(digest, folder / path)
         pod.prepare(folder, digests)
-        pod.execute(folder)
-        if os.environ.get("PET_NODE_RANK", "0") == "0":
+        checkpoints = pod.checkpoints(folder)
+        with checkpoints.following() if checkpoints else nullcontext():
+            pod.execute(folder)
+        if _place() == "0":
             pod.keep(folder, digests)
+        if checkpoints:
+            checkpoints.drop()
+
+
+def _place() -> str:
+    """Which of a TrainJob's machines this is."""
+    return os.environ.get("PET_NODE_RANK", "0")
 
 
 def find(name: str) -> Stage:

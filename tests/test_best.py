@@ -15,6 +15,7 @@ from unimed import job
 from unimed.rl import trainer as rewarded
 from unimed.train import checkpoints, resuming
 from unimed.train.resuming import Resumable
+from unimed.train.together import Together
 
 pytestmark = pytest.mark.slow
 
@@ -102,7 +103,7 @@ def test_a_run_that_goes_on_knows_the_best_from_before_and_takes_the_newest():
     losses = [5.0, 1.0, 4.0, 6.0, 3.0, 2.0]
     assert run(losses, breaks_at=6.0) == ([2, 3], {"step": 2, "mean": 1.0})
     place = Path("runs/said-key/checkpoints/1")
-    assert checkpoints.newest(place) == place / "step-00000003"
+    assert checkpoints.newest(place, Together()) == place / "step-00000003"
     assert run(losses) == ([2, 5, 6], {"step": 2, "mean": 1.0})
 
 

@@ -28,7 +28,7 @@ def made(service: s3.Service, tmp_path: Path) -> Kept:
 
 
 def another(service: s3.Service, folder: Path) -> Kept:
-    return Kept(Store(service.url), "align", "0123abcd", 1, folder)
+    return Kept(Store(service.url), "align", "0123abcd", "1", folder)
 
 
 def write(made: Kept, training: int, step: int, text: str = "weights") -> Path:
@@ -103,8 +103,13 @@ def test_the_last_one_is_kept_when_the_stage_ends(made: Kept, service: s3.Servic
 def test_the_checkpoints_of_another_stage_or_recipe_or_number_of_processes_are_not_its_own(made: Kept, service: s3.Service, tmp_path: Path):
     write(made, 1, 5)
     made.keep()
-    for stage, key, processes in (("align", "ffff", 1), ("grpo", "0123abcd", 1), ("align", "0123abcd", 2)):
-        other = Kept(Store(service.url), stage, key, processes, tmp_path / "other")
+    for stage, key, share in (
+        ("align", "ffff", "1"),
+        ("grpo", "0123abcd", "1"),
+        ("align", "0123abcd", "2"),
+        ("align", "0123abcd", "2x1-0"),
+    ):
+        other = Kept(Store(service.url), stage, key, share, tmp_path / "other")
         other.fetch()
         assert not other.folder.exists()
 

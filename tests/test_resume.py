@@ -24,6 +24,7 @@ from unimed.errors import STOPPED
 from unimed.model import artifacts
 from unimed.rewarding import Grpo
 from unimed.train import checkpoints, generators, resuming
+from unimed.train.together import Together
 
 NUMBERS = OPTIMISATION | {"batch_size": 2, "max_steps": 6}
 LORA = NUMBERS | {"rank": 2, "scaling": 2.0, "turns": 2}
@@ -121,7 +122,7 @@ def test_a_spoilt_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, capl
         (place / "numbers.json").write_text(f"{step}")
         artifacts.seal(place, {})
     (tmp_path / "step-00000002/numbers.json").write_text("3")
-    assert checkpoints.newest(tmp_path) == tmp_path / "step-00000001"
+    assert checkpoints.newest(tmp_path, Together()) == tmp_path / "step-00000001"
     assert "step-00000002/numbers.json: expected sha256" in caplog.text
 
 

@@ -90,7 +90,7 @@ def test_two_processes_killed_then_told_to_stop_go_on_to_the_bits_of_two_left_al
     assert f"exitcode  : {STOPPED}" in stopped.stderr
     assert [(one / f"{rank}.code").read_text() for rank in (0, 1)] == [str(STOPPED)] * 2
     assert 5 <= reached(one) < 8
-    best = checkpoints.numbers_of(str(checkpoints.newest(one / "runs/tiny-key/checkpoints/1")))["best"]
+    best = checkpoints.numbers_of(str(checkpoints.newest(one / "runs/tiny-key/checkpoints/1", Together())))["best"]
     for folder in (one, other):
         done = run(folder)
         assert done.returncode == 0, done.stderr[-4000:]

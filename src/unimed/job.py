@@ -58,14 +58,24 @@ _places: list[Iterator[Path]] = []
 
 @contextlib.contextmanager
 def run(job: Job) -> Iterator[None]:
-    """Be the running job for the block; its checkpoints go when the block ends well."""
-    _places.append(job.folder / CHECKPOINTS / str(turn) for turn in itertools.count(1))
+    """Be the running job for the block; its checkpoints go when the block ends well. Each of several machines has its own."""
+    own = _machine()
+    _places.append(job.folder / CHECKPOINTS / f"{turn}{own}" for turn in itertools.count(1))
     try:
         yield
     finally:
         _places.pop()
-    if outputs.is_leader():
-        outputs.remove(job.folder / CHECKPOINTS)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        for place in (job.folder / CHECKPOINTS).glob(f"*{own}"):
+            outputs.remove(place)
+        with contextlib.suppress(OSError):  # none was written, or another machine's are still there, on a common disk
+            (job.folder / CHECKPOINTS).rmdir()
+
+
+def _machine() -> str:
+    """How a folder's name ends that is one machine's of several; empty where one does all the work."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    return f"-{os.environ['GROUP_RANK']}" if os.environ.get("LOCAL_WORLD_SIZE", processes) != processes else ""
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Checkpoints of a training on disk: complete or absent, verified before use, in safetensors and JSON.
 
-Each process writes a file of tensors: what is the same in all stands in the first one's, what ZeRO spreads over them in each.
+Each process writes a file of tensors: what is the same in all stands in the first one's, what ZeRO spreads over them in each. Of several
+machines each has a checkpoint of its own, whole but for the others' files: they share no disk, or do and do not know it.
 """
 
 import json
@@ -11,7 +12,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from unimed import job, outputs
+from unimed import job
 from unimed.errors import InputError
 from unimed.model import artifacts
 from unimed.train.together import Together
@@ -20,28 +21,31 @@ NUMBERS = "numbers.json"
 log = logging.getLogger("resuming")
 
 
-def newest(folder: Path) -> Path | None:
-    """The newest checkpoint that verifies; those that do not are named in a warning and left out."""
-    for place in reversed(job.complete_checkpoints(folder)):
-        try:
-            artifacts.verify(place)
-            return place
-        except InputError as error:
-            log.warning("checkpoint left out: %s", error)
+def newest(folder: Path, together: Together) -> Path | None:
+    """The newest checkpoint that is on every machine and verifies there; those that do not are named in a warning and left out."""
+    own = [place.name for place in job.complete_checkpoints(folder)]
+    there = set.intersection(*(set(json.loads(each)) for each in together.gathered(json.dumps(own).encode())))
+    for name in sorted(there, reverse=True):
+        is_torn = together.is_first and not _verifies(folder / name)
+        if not any(together.greatest(is_torn)):
+            return folder / name
     return None
 
 
+def _verifies(place: Path) -> bool:
+    try:
+        artifacts.verify(place)
+    except InputError as error:
+        log.warning("checkpoint left out: %s", error)
+        return False
+    return True
+
+
 def agreed(folder: Path, together: Together, told: dict[str, Any] | None = None) -> Path | None:
-    """The newest checkpoint that the first process can verify. Raises InputError where this one cannot go on from it."""
-    mine = newest(folder) if outputs.is_leader() else None
-    name = together.gathered(mine.name.encode() if mine else b"")[0].decode()
-    if not name:
+    """The checkpoint that all processes go on from, if any. Raises InputError where they are not as those that wrote it."""
+    found = newest(folder, together)
+    if found is None:
         return None
-    found = folder / name
-    if not found.is_dir():
-        raise InputError(
-            f"{found}: expected the checkpoint of the first process, found none; processes of several machines need one folder"
-        )
     numbers = numbers_of(str(found))
     if (count := len(numbers["random"])) != together.count:
         remedy = "start as many, or delete it to start anew"

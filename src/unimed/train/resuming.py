@@ -52,12 +52,12 @@ class Resumable(Trainer):
         self.measured += torch.stack([loss.detach().nan_to_num(0.0, 0.0, 0.0), loss.isfinite()]).to(self.measured.device)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write what `step-N` of the output folder holds, and remove all but the newest and the best."""
+        """Write what `step-N` of the machine's own output folder holds, and remove all but the newest and the best."""
         self._judge()
         tensors, numbers = self._state()
         place = Path(self.args.output_dir) / f"step-{self.state.global_step:08d}"
         partial = outputs.beside(place, ".partial")
-        if outputs.is_leader():
+        if self.together.is_first:
             outputs.remove(partial)
             partial.mkdir(parents=True)
         self.together.wait()
@@ -65,12 +65,12 @@ class Resumable(Trainer):
         safetensors.torch.save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, own)
         outputs.flush(own)
         self.together.wait()
-        if outputs.is_leader():
+        if self.together.is_first:
             self._complete(partial, place, numbers)
         self.together.wait()
 
     def _complete(self, partial: Path, place: Path, numbers: dict[str, Any]) -> None:
-        """Make a checkpoint of what all processes have written."""
+        """Make a checkpoint of what the machine's processes have written."""
         (partial / checkpoints.NUMBERS).write_text(json.dumps(numbers) + "\n")
         self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
         artifacts.seal(partial, {})
@@ -93,7 +93,7 @@ class Resumable(Trainer):
             self.best = {"step": self.state.global_step, "mean": total / count}
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that a resumed run needs: tensors by name, as this process is to write them, and as JSON what the first one is."""
+        """All that a resumed run needs: tensors by name, as this process is to write them, and as JSON what a machine's first one is."""
         optimizer = zero.state_of(self.deepspeed.optimizer) if self.is_deepspeed_enabled else self.optimizer.state_dict()
         states, drawn = generators.state()
         summed = {"log/loss": self._tr_loss, **{f"log/{name}": torch.stack(values) for name, values in self.noted.items()}}
@@ -111,8 +111,8 @@ class Resumable(Trainer):
 
     @property
     def _keeper(self) -> int:
-        """The process that writes, and whose file holds, what trains here: ZeRO spreads it, else the first has what all have."""
-        return self.together.rank if self.is_deepspeed_enabled else 0
+        """The process that writes, and whose file holds, what trains here: ZeRO spreads it, else the machine's first has what all have."""
+        return self.together.rank if self.is_deepspeed_enabled else self.together.first
 
     def _trained(self, optimizer: dict[str, Any]) -> dict[str, Tensor]:
         """What trains and the optimizer's state. Under ZeRO the weights follow from the float32 copies that it steps."""

@@ -22,6 +22,13 @@ class Together:
         self.group = distributed.new_group(backend="gloo") if several else None
         self.count = distributed.get_world_size() if several else 1
         self.rank = distributed.get_rank() if several else 0
+        self.first = self.rank - int(os.environ.get("LOCAL_RANK", "0")) if several else 0
+        """The first of those on the same machine; torchrun numbers machine by machine."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process does what its machine needs done once."""
+        return self.rank == self.first
 
     def greatest(self, *numbers: int) -> list[int]:
         """Of each number the greatest that any process says."""
