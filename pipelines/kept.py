@@ -22,14 +22,15 @@ log = logging.getLogger("pod")
 
 
 class Kept:
-    """What the store holds of a stage's checkpoints under its recipe key: of each of its trainings the newest.
+    """What the store holds of a stage's checkpoints under its recipe key: of each training the newest `count`.
 
-    `share` names how many train together and, of several machines, which this is, as a checkpoint is for that alone; `folder` is where the
-    stage has them, and looks for them. A stage can do without, so what cannot be fetched or kept is a warning.
+    A checkpoint is for as many processes as wrote it: `share` is their number ("8"), or of several machines "2x8-0" for the first of two
+    with eight each. `folder` is where the stage has them, and looks for them. A stage can do without, so what cannot be fetched or kept is
+    a warning.
     """
 
-    def __init__(self, store: Store, stage: str, key: str, share: str, folder: Path):
-        self.objects, self.name, self.folder = store.objects, f"checkpoints/{stage}-{key}-{share}", folder
+    def __init__(self, store: Store, stage: str, key: str, share: str, folder: Path, count: int = 1):
+        self.objects, self.name, self.folder, self.count = store.objects, f"checkpoints/{stage}-{key}-{share}", folder, count
         self.held: dict[str, str] = {}
         """Of each file that the store lists the md5."""
         self.sent: set[str] = set()
@@ -96,17 +97,26 @@ class Kept:
                 log.warning("checkpoint not kept: %s", error)
 
     def drop(self) -> None:
-        """Let go of all of them: the stage has ended well."""
+        """Let go of all of them, also of those that another machine has kept: the stage has ended well."""
         try:
+            self.held |= self._listing()
             if self.held or self.sent:
                 self._list({})
         except InputError as error:
             log.warning("checkpoints stay in the store: %s", error)
 
+    def tidy(self) -> None:
+        """Let go of what came through of one that was not kept."""
+        try:
+            for name in sorted(self.sent - self.held.keys()):
+                self.objects.delete(f"{self.name}/{name}")
+                self.sent.remove(name)
+        except InputError as error:
+            log.warning("an old checkpoint stays in the store for now: %s", error)
+
     def _newest(self) -> set[Path]:
-        """The newest checkpoint of each training."""
-        found = map(job.complete_checkpoints, self.folder.glob("*"))
-        return {steps[-1] for steps in found if steps}
+        """The newest checkpoints of each training."""
+        return {step for training in self.folder.glob("*") for step in job.complete_checkpoints(training)[-self.count :]}
 
     def _listing(self) -> dict[str, str]:
         """What the store says that it holds. Raises InputError for anything but names and hashes."""
@@ -130,12 +140,7 @@ class Kept:
         else:
             self.objects.delete(listing)
         self.sent, self.held = (self.sent | self.held.keys()) - files.keys(), files
-        try:
-            for name in sorted(self.sent):
-                self.objects.delete(f"{self.name}/{name}")
-                self.sent.remove(name)
-        except InputError as error:
-            log.warning("an old checkpoint stays in the store for now: %s", error)
+        self.tidy()
 
 
 def _unseen(count: int) -> None:

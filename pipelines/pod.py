@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -61,16 +60,32 @@ class Pod:
         (folder / "params.yaml").write_text(self.text)
         lock.write(folder / "dvc.lock", {self.stage.name: lock.entry(self.stage, self.params, digests, folder, ROOT)})
 
-    def checkpoints(self, folder: Path) -> Kept | None:
-        """The stage's checkpoints, with what an earlier pod left of them fetched; none without a store or a key."""
+    def checkpoints(self, folder: Path, place: int = 0) -> Kept | None:
+        """What the store keeps of the stage's checkpoints, of several machines those of one; none without a store or a key."""
         if self.store is None or not self.order.recipe:
             return None
         own = folder / job.Job(self.stage.name, self.order.recipe).folder / job.CHECKPOINTS
         machines = self.order.train_job
-        share = f"{machines.nodes}x{machines.processes}-{_place()}" if machines else f"{self.order.processes}"
-        kept = Kept(self.store, self.stage.name, self.order.recipe, share, own)
+        share = f"{machines.nodes}x{machines.processes}-{place}" if machines else f"{self.order.processes}"
+        # Of several machines one may have got more through than another, by one checkpoint, as each waits for all.
+        return Kept(self.store, self.stage.name, self.order.recipe, share, own, count=2 if machines else 1)
+
+    def execute_kept(self, folder: Path, place: int = 0) -> None:
+        """Run the stage from the checkpoints that an earlier pod left, its own kept meanwhile."""
+        kept = self.checkpoints(folder, place)
+        if kept is None:
+            self.execute(folder)
+            return
         kept.fetch()
-        return kept
+        with kept.following():
+            self.execute(folder)
+        kept.tidy()
+
+    def let_go(self, folder: Path) -> None:
+        """Delete the checkpoints that are kept of the stage, of several machines those of all."""
+        machines = self.order.train_job
+        for kept in filter(None, (self.checkpoints(folder, place) for place in range(machines.nodes if machines else 1))):
+            kept.drop()
 
     def execute(self, folder: Path) -> None:
         """Run the stage's command in `folder`; ends this program with the command's exit code when that is not 0."""
@@ -125,9 +140,7 @@ def task(pod: Pod, ports: dict[str, Path], shown: dict[str, Path], outcome: Path
         folder = Path(name)
         digests = {path: artifacts.take(ports[port], folder / path, pod.store) for port, path in pod.stage.inputs.items()}
         pod.prepare(folder, digests)
-        checkpoints = pod.checkpoints(folder)
-        with checkpoints.following() if checkpoints else nullcontext():
-            pod.execute(folder)
+        pod.execute_kept(folder)
         made = pod.keep(folder, digests)
         about = {}
         for port, path in pod.stage.outputs.items():
@@ -135,8 +148,7 @@ def task(pod: Pod, ports: dict[str, Path], shown: dict[str, Path], outcome: Path
             about[port] = artifacts.metadata(folder / path, made[path], digests)
         about |= {artifacts.port(file): artifacts.show(pod.stage, folder, file, place) for file, place in shown.items()}
         artifacts.report(executor_input, about, artifacts.decide(pod.stage, folder, outcome))
-        if checkpoints:
-            checkpoints.drop()
+        pod.let_go(folder)
 
 
 def train(pod: Pod, machines: TrainJob, ports: dict[str, Path], executor_input: dict[str, Any]) -> None:
@@ -164,26 +176,19 @@ def recorded(store: Store, stage: str, key: str) -> dict[str, Any]:
 
 
 def worker(pod: Pod, digests: dict[str, str]) -> None:
-    """Run a stage on one of several machines; the first of them keeps the outputs."""
+    """Run a stage on one of several machines; the first of them keeps the outputs, and then lets go of the checkpoints of all."""
     if pod.store is None:
         raise InputError(f"stage {pod.stage.name}: expected a store, found none")
+    place = int(os.environ.get("PET_NODE_RANK", "0"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for path, digest in digests.items():
             pod.store.pull(digest, folder / path)
         pod.prepare(folder, digests)
-        checkpoints = pod.checkpoints(folder)
-        with checkpoints.following() if checkpoints else nullcontext():
-            pod.execute(folder)
-        if _place() == "0":
+        pod.execute_kept(folder, place)
+        if place == 0:
             pod.keep(folder, digests)
-        if checkpoints:
-            checkpoints.drop()
-
-
-def _place() -> str:
-    """Which of a TrainJob's machines this is."""
-    return os.environ.get("PET_NODE_RANK", "0")
+            pod.let_go(folder)
 
 
 def find(name: str) -> Stage:

@@ -127,14 +127,14 @@ def test_what_a_report_says_of_routers_is_the_sum_of_what_they_chose_for_each_qu
     asked, own = rows(made), alone(made)
     assert len({len(row.ids) for row in own}) > 1
     pictures = [Picture(question.image, question.regions) for question in questions()]
-    if made.model.config.experts:
-        with router_use.watched(made) as use:
-            predict.answer(made, [row.conversation for row in asked], pictures, LENGTH)
-        for layer, total in use.totals.items():
-            torch.testing.assert_close(total, sum(row.use.totals[layer] for row in own), atol=2e-3, rtol=1e-3)
-        assert len(use.totals) == 2
-        predict.answer(made, [asked[0].conversation], pictures[:1], LENGTH)
-        torch.testing.assert_close(use.totals[1], total)  # nobody watches any more
+    with router_use.watched(made) as use:
+        predict.answer(made, [row.conversation for row in asked], pictures, LENGTH)
+    assert len(use.totals) == (2 if made.model.config.experts else 0)
+    shares = use.shares()
+    for layer, total in use.totals.items():
+        torch.testing.assert_close(total, sum(row.use.totals[layer] for row in own), atol=2e-3, rtol=1e-3)
+    predict.answer(made, [asked[0].conversation], pictures[:1], LENGTH)
+    assert use.shares() == shares, "nobody watches any more"
 
 
 def _frozen(reply):

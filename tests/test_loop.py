@@ -223,16 +223,21 @@ def test_a_run_that_goes_on_knows_what_was_taught_before(samples, tmp_path, capl
     monkeypatch.setattr(resuming, "EVERY_SECONDS", 0.0)
     epochs = Early(tmp_path, samples)
 
-    def run():
+    def run(end=None):
         model = tiny.stirred()
         loop.train_only(model, assemble.GROUNDING)
         with job.run(job.Job("tiny", "key")):
-            return fit(model, epochs, batch_size=2, dtype=dtype, mask_loss=WEIGHTS)
+            history = fit(model, epochs, batch_size=2, dtype=dtype, mask_loss=WEIGHTS)
+            if end is not None:
+                raise end
+        return history
 
     with pytest.raises(InterruptedError):
         run()
     assert [place.name for place in tmp_path.glob("runs/tiny-key/checkpoints/1/*")] == ["step-00000001"]
     epochs.broken = False
-    history = run()
-    assert ["loss_pixel" in entry for entry in history] == [True, False, False]
+    with pytest.raises(OSError, match="full"):
+        run(OSError("the disk is full"))
+    assert (tmp_path / "runs/tiny-key/checkpoints/1/step-00000003").exists()
+    assert ["loss_pixel" in entry for entry in run()] == [True, False, False], "from its last step"
     assert not [record for record in caplog.records if record.name == "train"]

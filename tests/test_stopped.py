@@ -13,6 +13,7 @@ from unimed import job
 from unimed.errors import STOPPED
 from unimed.train import resuming
 from unimed.train.guarded import Guarded
+from unimed.train.progress import Progress
 from unimed.train.resuming import Saving
 from unimed.train.together import Together
 
@@ -50,8 +51,9 @@ def train(*at: int | None) -> list[tuple[float, ...]]:
         for step in at:
             told = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True}
             args = TrainingArguments("runs", max_steps=3, logging_steps=3, learning_rate=0.25, **told)
-            trainer = Struck(Plain(), args, train_dataset=[{"number": torch.tensor(1.0)}] * 24)
-            trainer.at = step
+            progress = Progress("two", 3)
+            trainer = Struck(Plain(), args, train_dataset=[{"number": torch.tensor(1.0)}] * 24, callbacks=[progress])
+            trainer.at, trainer.progress = step, progress
             resuming.train(trainer, "two")
             [logged, _] = trainer.state.log_history
             made.append((trainer.model.weight.item(), logged["loss"], logged["loss_weight"]))

@@ -122,8 +122,8 @@ def picture(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Im
 
 
 def upright(image: Image.Image, name: str) -> Image.Image:
-    """An image as 8-bit RGB. Raises InputError for pixels that are to be shown turned."""
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1)
+    """An image as 8-bit RGB. Raises InputError for one that is broken, and for pixels that are to be shown turned."""
+    turned = images.whole(image, name).getexif().get(ExifTags.Base.Orientation, 1)
     if turned != 1:
         raise InputError(f"{name}: expected pixels stored upright, found EXIF orientation {turned}; turn them and drop the tag")
     return images.rgb(image)

@@ -59,23 +59,28 @@ _places: list[Iterator[Path]] = []
 @contextlib.contextmanager
 def run(job: Job) -> Iterator[None]:
     """Be the running job for the block; its checkpoints go when the block ends well. Each of several machines has its own."""
-    own = _machine()
+    own, others = _machines()
     _places.append(job.folder / CHECKPOINTS / f"{turn}{own}" for turn in itertools.count(1))
     try:
         yield
     finally:
         _places.pop()
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        for place in (job.folder / CHECKPOINTS).glob(f"*{own}"):
-            outputs.remove(place)
-        with contextlib.suppress(OSError):  # none was written, or another machine's are still there, on a common disk
+        for place in (job.folder / CHECKPOINTS).glob("*" if outputs.is_leader() else f"*{own}"):
+            if not place.name.endswith(others):  # who are at it themselves, on a common disk
+                outputs.remove(place)
+        with contextlib.suppress(OSError):  # none was written, or another machine's are still there
             (job.folder / CHECKPOINTS).rmdir()
 
 
-def _machine() -> str:
-    """How a folder's name ends that is one machine's of several; empty where one does all the work."""
-    processes = os.environ.get("WORLD_SIZE", "1")
-    return f"-{os.environ['GROUP_RANK']}" if os.environ.get("LOCAL_WORLD_SIZE", processes) != processes else ""
+def _machines() -> tuple[str, tuple[str, ...]]:
+    """How names of folders end that are this machine's of several, and those of the others; empty where one does all the work."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    count = processes // int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    if count == 1:
+        return "", ()
+    own = os.environ["GROUP_RANK"]
+    return f"-{own}", tuple(f"-{place}" for place in range(count) if str(place) != own)
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ class Failures(Section):
     out_of_memory: Literal["stop", "halve"] = "stop"
     """A batch that does not fit: the run ends, or the batch is done in halves, and halves of those, that make the same step together."""
     most_skipped: int = Field(default=0, ge=0)
-    """Steps, and for themselves samples, that may be skipped; one more ends the run."""
+    """How many steps may be skipped, and how many samples: each is counted on its own, and one more of either ends the run."""
 
     @property
     def skips(self) -> bool:

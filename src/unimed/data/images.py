@@ -25,6 +25,11 @@ def decode(content: bytes, name: str, max_pixels: int) -> Image.Image:
         image = Image.open(io.BytesIO(content), formats=_FORMATS)
     if image.width * image.height > max_pixels:
         raise InputError(f"{name}: expected at most {max_pixels} pixels, found {image.width} x {image.height}")
+    return whole(image, name)
+
+
+def whole(image: Image.Image, name: str) -> Image.Image:
+    """The image with all its pixels in memory. Raises InputError naming `name` for one that is broken."""
     with _readable(name):
         image.load()
     return image
@@ -41,16 +46,13 @@ def _readable(name: str) -> Iterator[None]:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """The image as 8-bit RGB: more than 8 bits are scaled by their own minimum and maximum, transparency lies on black.
-
-    One that is that already is given back itself.
-    """
+    """The image as 8-bit RGB: more than 8 bits are scaled by their own minimum and maximum, transparency lies on black."""
     if image.mode.startswith(("I", "F")):
         return _scaled(np.asarray(image, dtype=np.float32)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         return Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return image.convert("RGB")
 
 
 def _scaled(pixels: np.ndarray) -> Image.Image:

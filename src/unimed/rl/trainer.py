@@ -110,6 +110,7 @@ def _policy(
     args: GRPOConfig,
     masters: MasterAdamW | None,
 ) -> Policy:
+    progress = Progress("grpo", settings.max_steps)
     rollouts = -(-settings.max_steps // settings.updates_per_rollout)
     trainer = Policy(
         model=model,
@@ -119,10 +120,10 @@ def _policy(
         train_dataset=dataset(Draws(mixture, rollouts * settings.batch_size, args.seed)),
         processing_class=processor,
         rollout_func=rollout.rollout(processor),
-        callbacks=[Progress("grpo", settings.max_steps)],
+        callbacks=[progress],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.tally = Tally(settings.failures)
+    trainer.tally, trainer.progress = Tally(settings.failures), progress
     trainer.rows_at_once = settings.groups_at_once and settings.groups_at_once * settings.group_size
     if settings.kl_weight:
         # TRL takes its reference from a peft wrapper or from disk; ours is the same model with its adapter as it is now.

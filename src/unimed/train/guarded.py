@@ -1,5 +1,6 @@
 """A trainer that takes no wrong step: what is no number never reaches weights or optimizer, or at least never a file."""
 
+import json
 import math
 from abc import abstractmethod
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from unimed.sections import Failures
 from unimed.train import checkpoints
+from unimed.train.progress import Progress
 from unimed.train.resuming import Resumable
 from unimed.train.tally import Tally
 from unimed.train.watch import Found, Watch
@@ -24,6 +26,8 @@ class Guarded(Resumable):
     The optimizer is told on the device whether to leave a step out, so that no step waits for the GPU; which step it was is told by
     the CPU when the numbers have arrived.
     """
+
+    progress: Progress
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.watch, self.tally = Watch(), Tally(Failures())
@@ -49,13 +53,15 @@ class Guarded(Resumable):
         """Clip; then say of the step about to be made whether all its numbers are finite."""
         norm = super()._clip_grad_norm(model)
         # DeepSpeed looks at its gradients itself.
-        parts = self.parts | ({"gradient": norm} if isinstance(norm, Tensor) else {})
+        # Of no gradients at all the norm would lie on the CPU.
+        parts = self.parts | ({"gradient": norm.to(self.args.device)} if isinstance(norm, Tensor) else {})
         if self.tally.policy.not_finite == "skip":
-            made = self.together.all_say(torch.stack([value.isfinite() for value in parts.values()]).all())
+            finite = torch.stack([value.isfinite() for value in parts.values()]).all()
+            made = self.together.all_say(finite)
             # Fused AdamW leaves weights, moments and its count of steps alone where this is 1: made for GradScaler, read on the device.
             self.optimizer.optimizer.found_inf = made.logical_not().float()
-            if self.together.count > 1:  # a loss of another process may be none while the gradient, which all share, is one
-                parts |= {"other": torch.where(made, 0.0, torch.nan)}
+            if self.together.count > 1:  # its loss may be no number while the gradient, which all share, is one
+                parts |= {"another process": torch.where(made | ~finite, 0.0, torch.nan)}
         self._tell(self.watch.look(self.state.global_step, parts))
         return norm
 
@@ -77,8 +83,16 @@ class Guarded(Resumable):
         super()._save_checkpoint(model, trial)
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        # What no process has seen taught: a run that goes on is not to warn of what was taught before.
+        said = self.together.gathered(json.dumps(sorted(self.progress.waiting)).encode())
+        self.progress.waiting = set.intersection(*(set(json.loads(each)) for each in said))
         tensors, numbers = super()._state()
-        return tensors, numbers | {"failures": self.tally.counts}
+        return tensors, numbers | {"failures": self.tally.counts, "waiting": sorted(self.progress.waiting)}
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.progress.untaught = set(checkpoints.numbers_of(checkpoint)["waiting"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)

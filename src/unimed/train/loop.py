@@ -86,8 +86,8 @@ def first(items: Draws | Rows, collator: InPortions, failures: Failures) -> Batc
     batches = (collator([items[number]]) for number in range(min(len(items), failures.most_skipped + 1)))
     found = next(filter(legible, batches), None)
     if found is None:
-        most = failures.most_skipped
-        raise InputError(f"params.yaml: expected failures.most_skipped of unreadable to be at most {most}, found none that can be read")
+        bound = f"as failures.most_skipped is {failures.most_skipped}"
+        raise InputError(f"params.yaml: expected one of the first {failures.most_skipped + 1} to be readable, {bound}, found none")
     return found
 
 

@@ -27,8 +27,9 @@ class Progress(TrainerCallback):
         self.losses: dict[str, float] = {}
         # Whether any batch had target masks, and whether the present one holds nothing at all; the trainer says so.
         self.masked = self.empty = False
-        # What trains and never had a gradient; a run that goes on is told by the trainer.
+        # What trains and never had a gradient; in a run that goes on the trainer says what that was before.
         self.waiting: set[str] = set()
+        self.untaught: set[str] | None = None
         self.checked = False
         self.hooks: list[RemovableHandle] = []
 
@@ -37,8 +38,8 @@ class Progress(TrainerCallback):
     ) -> None:
         # Hooks, because DeepSpeed takes gradients away before anyone else can look at them.
         trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        self.waiting = set(trained)
-        self.hooks = [parameter.register_hook(partial(self._arrived, name)) for name, parameter in trained.items()]
+        self.waiting = trained.keys() & (trained.keys() if self.untaught is None else self.untaught)
+        self.hooks = [trained[name].register_hook(partial(self._arrived, name)) for name in sorted(self.waiting)]
         self.ticker.__enter__()
 
     def _arrived(self, name: str, gradient: Tensor) -> None:

@@ -13,11 +13,10 @@ from torch.nn.functional import interpolate
 from unimed.config import MaskLoss, RouterLoss
 from unimed.model import experts
 from unimed.model.packing import Packing
-from unimed.train import checkpoints, losses, portions, readable
+from unimed.train import losses, portions, readable
 from unimed.train.batch import Batch
 from unimed.train.guarded import Guarded
 from unimed.train.portions import InPortions
-from unimed.train.progress import Progress
 from unimed.train.readable import UNREADABLE, Item
 from unimed.train.sums import Sums
 
@@ -27,7 +26,6 @@ class StageTrainer(Guarded):
 
     mask_loss: MaskLoss | None = None
     router_loss: RouterLoss | None = None
-    progress: Progress
     data_collator: InPortions
     shares: dict[str, float] | None = None
     """Of a portion: how much each of its terms counts in that of the whole batch."""
@@ -81,7 +79,7 @@ class StageTrainer(Guarded):
         try:
             loss = self._accumulated(model, batches)
         except torch.OutOfMemoryError as error:
-            self.tally.out_of_memory(step, error, named(self._items(step, rank)))
+            self.tally.out_of_memory(step, error, ids_of(self._items(step, rank)))
         if is_halved := loss is None:  # out of the handler, which holds on to all that the pass had made
             loss = self._in_halves(model, self._items(step, rank))
         self.note(self.parts)
@@ -91,13 +89,14 @@ class StageTrainer(Guarded):
         """The mean loss of those processes that could read something; gradients become the mean of theirs in all."""
         if not readers:
             return loss
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        reached = self.together.greatest(*(parameter.grad is not None for parameter in trained))
-        met = [parameter for parameter, is_reached in zip(trained, reached, strict=True) if is_reached]
-        for parameter in met:
+        trained = [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        reached = self.together.greatest(*(parameter.grad is not None for _, parameter in trained))
+        met = dict(own for own, is_reached in zip(trained, reached, strict=True) if is_reached)
+        self.progress.waiting -= met.keys()
+        for parameter in met.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        sums = [torch.zeros_like(loss) if self.progress.empty else loss, *(parameter.grad for parameter in met)]
+        sums = [torch.zeros_like(loss) if self.progress.empty else loss, *(parameter.grad for parameter in met.values())]
         self.together.add(sums)
         torch._foreach_div_(sums, readers)
         return sums[0]
@@ -134,18 +133,6 @@ class StageTrainer(Guarded):
         sums.give()
         return torch.stack(losses).sum()
 
-    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """With the names of what never had a gradient, in any process: a run that goes on is not to warn of what was taught before."""
-        said = self.together.gathered(json.dumps(sorted(self.progress.waiting)).encode())
-        self.progress.waiting = set.intersection(*(set(json.loads(each)) for each in said))
-        tensors, numbers = super()._state()
-        return tensors, numbers | {"waiting": sorted(self.progress.waiting)}
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
-        if checkpoint is not None:
-            self.progress.waiting &= set(checkpoints.numbers_of(checkpoint)["waiting"])
-
     def _items(self, step: int, rank: int) -> list[Any]:
         """What a process took from the data set for a step."""
         size = self.args.per_device_train_batch_size
@@ -154,10 +141,10 @@ class StageTrainer(Guarded):
 
     def named(self, step: int) -> list[str]:
         """The ids of the samples of a step, of all processes."""
-        return [name for rank in range(self.args.world_size) for name in named(self._items(step, rank))]
+        return [name for rank in range(self.args.world_size) for name in ids_of(self._items(step, rank))]
 
 
-def named(items: Sequence[Item]) -> list[str]:
+def ids_of(items: Sequence[Item]) -> list[str]:
     """The ids of the samples in what loaders took."""
     return [sample.sample_id for item in items for sample in readable.samples(item)]
 

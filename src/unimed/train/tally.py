@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 
+from unimed import outputs
 from unimed.errors import InputError
 from unimed.sections import Failures
 
@@ -48,7 +49,8 @@ class Tally:
 
     def _skip(self, name: str, count: int, found: str) -> None:
         self.counts[name] += count
-        log.warning("%s, %d so far", found, self.counts[name])
+        if outputs.is_leader():  # all processes hear of it
+            log.warning("%s, %d so far", found, self.counts[name])
         if self.counts[name] > self.policy.most_skipped:
             bound = f"failures.most_skipped of {name} to be at most {self.policy.most_skipped}"
             raise InputError(f"params.yaml: expected {bound}, found {self.counts[name]}: {found}")
