@@ -136,6 +136,19 @@ def test_each_training_of_a_job_has_a_place_of_its_own_and_the_same_one_again_wh
     assert job.next_checkpoints() is None
 
 
+@pytest.mark.parametrize(("place", "left"), [("0", ["1-1"]), ("1", ["1", "1-0", "1-3"])])
+def test_a_job_that_ends_well_leaves_what_another_machine_will_remove_itself(tmp_path, monkeypatch, place, left):
+    """And removes what machines have left that are no part of it any more."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "RANK": place, "GROUP_RANK": place}.items():
+        monkeypatch.setenv(name, value)
+    with job.run(job.Job("tiny", "key")):
+        for name in ("1", "1-0", "1-1", "1-3"):
+            (tmp_path / f"runs/tiny-key/checkpoints/{name}/step-00000001").mkdir(parents=True)
+        assert job.next_checkpoints() == Path(f"runs/tiny-key/checkpoints/1-{place}")
+    assert sorted(folder.name for folder in tmp_path.glob("runs/tiny-key/checkpoints/*")) == left
+
+
 def test_generators_go_on_as_if_nothing_had_happened():
     random.seed(0)
     np.random.seed(0)
