@@ -72,7 +72,7 @@ def report(plan: Plan) -> Any:
 def add(plan: Plan, chosen: list[Stage], at: dict[str, Any]) -> dict[str, Any]:
     """Add stages as tasks that read what lies `at` each path; returns the tasks by name, and writes what they make into `at`.
 
-    Stages with a recipe key are cached under it. Of those, data stages are tried again; training is not, since it would start all over.
+    Stages with a recipe key are cached under it and tried again; training only where a store keeps the checkpoints that it goes on from.
     """
     tasks = {}
     for stage in chosen:
@@ -81,7 +81,7 @@ def add(plan: Plan, chosen: list[Stage], at: dict[str, Any]) -> dict[str, Any]:
         pods.settle(task, stage, plan.cluster)
         key = plan.keys.get(stage.name, "")
         task.set_caching_options(bool(key), cache_key=key or None)
-        if key and stage.meta.image == "ops":
+        if key and (plan.store or stage.meta.image == "ops"):
             task.set_retry(plan.cluster.retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="300s")
         at |= {path: task.outputs[port] for port, path in stage.outputs.items()}
         tasks[stage.name] = task

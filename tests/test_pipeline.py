@@ -87,9 +87,11 @@ def test_every_pod_has_what_its_stage_asks_for_and_no_more_rights_than_it_needs(
     assert checks.pods(plan, *pipeline) == []
 
 
-def test_only_data_stages_are_tried_again(pipeline):
-    again = {name for name, task in checks.tasks(pipeline[0]) if "retryPolicy" in task}
-    assert again == {checks.task_name(stage.name) for stage in STAGES if stage.meta.image == "ops"}
+@pytest.mark.parametrize("store", ["s3://bucket/store", ""])
+def test_stages_are_tried_again_and_training_only_where_a_store_keeps_its_checkpoints(tmp_path, store):
+    spec, _ = compiled(replace(a_plan(), store=store, raw="s3://elsewhere/raw"), tmp_path)
+    again = {name for name, task in checks.tasks(spec) if "retryPolicy" in task}
+    assert again == {checks.task_name(stage.name) for stage in STAGES if store or stage.meta.image == "ops"}
 
 
 def test_a_release_waits_for_the_gate_s_word_and_a_report_for_the_end_of_everything(pipeline):

@@ -61,7 +61,7 @@ class Cluster(Section):
     """A run is ended after this: Kubeflow lets a pod that cannot start wait for ever."""
 
     retries: int = Field(default=2, ge=0)
-    """How often a data stage is tried again; training, gate and release are not, since they do not go on where they stopped."""
+    """How often a stage is tried again; gate and release are not, nor training without a store, which keeps what it goes on from."""
 
     runtime: str = "unimed-torch"
     """The ClusterTrainingRuntime that stages on several nodes run under."""
