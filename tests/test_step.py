@@ -31,6 +31,15 @@ def test_a_component_runs_and_its_output_is_in_place(project: Project):
     assert (project.root / "models/first/weights.bin").read_text().startswith("one ")
 
 
+def test_a_process_beside_the_first_does_not_look_at_what_that_one_is_moving(project: Project):
+    """A file that was there a moment ago is a link to nowhere here."""
+    (project.root / "models/first.partial").mkdir(parents=True)
+    (project.root / "models/first.partial/report.json").symlink_to("moved")
+    done = project.first(RANK="1")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (project.root / "models").iterdir()] == ["first.partial"]
+
+
 def test_the_same_seed_draws_the_same_numbers(project: Project):
     def drawn() -> str:
         assert project.first().returncode == 0

@@ -87,7 +87,8 @@ def _run(run: Run, registers: str | None, arguments: list[str]) -> None:
             with outputs.complete(targets) as partial:
                 run(**{**flags, **partial}, **values)
         finally:
-            tracking.keep_reports(outputs.written(targets))
+            if outputs.is_leader():  # who may be moving them while another process looks
+                tracking.keep_reports(outputs.written(targets))
         if registers:
             tracking.register(registers, next(iter(targets.values())))
 
