@@ -130,6 +130,10 @@ def test_what_a_report_says_of_routers_is_the_sum_of_what_they_chose_for_each_qu
     with router_use.watched(made) as use:
         predict.answer(made, [row.conversation for row in asked], pictures, LENGTH)
     assert len(use.totals) == (2 if made.model.config.experts else 0)
+    with router_use.watched(made) as single:
+        predict.answer(made, [asked[1].conversation], pictures[1:2], LENGTH)
+    for layer, total in single.totals.items():
+        torch.testing.assert_close(total, own[1].use.totals[layer], atol=2e-3, rtol=1e-3)
     shares = use.shares()
     for layer, total in use.totals.items():
         torch.testing.assert_close(total, sum(row.use.totals[layer] for row in own), atol=2e-3, rtol=1e-3)

@@ -42,9 +42,11 @@ def watched(made: Assembled) -> Iterator[RouterUse]:
     ends = torch.tensor([tokenizer.eos_token_id, tokenizer.pad_token_id])
 
     def note(model: nn.Module, args: tuple, inputs: dict[str, Any], outputs: Any) -> None:
-        shares, mask = taken_shares(model), inputs["attention_mask"]
+        shares, mask = taken_shares(model), inputs.get("attention_mask")
         if inputs.get("past_key_values") is None:
             return
+        if mask is None:  # generate leaves out one that hides nothing
+            mask = torch.ones_like(inputs["input_ids"])
         if inputs["input_ids"].shape[1] == 1:
             mask = mask * ~torch.isin(inputs["input_ids"], ends.to(mask.device))
         for layer, share in shares.items():
