@@ -7,10 +7,9 @@ import tiny
 import torch
 from transformers import TrainerControl, TrainerState
 
-from unimed import job
 from unimed.config import MaskLoss, Optimisation, RouterLoss
 from unimed.model import assemble
-from unimed.train import loop, losses, resuming, stage_trainer
+from unimed.train import loop, losses, stage_trainer
 from unimed.train.batch import Collator
 
 SETTINGS = {"batch_size": 4, "max_steps": 3, "learning_rate": 0.01, "warmup_steps": 0}
@@ -201,43 +200,3 @@ def test_the_loss_falls_on_32_samples_shown_again_and_again(tmp_path):
     assert last["loss"] < first["loss"] / 3
     assert last["loss_words"] < first["loss_words"] / 3
     assert last["loss_pixel"] + last["loss_dice"] < first["loss_pixel"] + first["loss_dice"]
-
-
-class Early:
-    """Epochs of two samples, of which the first alone have masks; the third epoch cannot be read at first."""
-
-    def __init__(self, folder, samples):
-        self.first, self.later, self.broken = [samples[1], samples[3]], [absent(folder, seed) for seed in (20, 21)], True
-
-    def __len__(self):
-        return 2
-
-    def at_epoch(self, epoch):
-        if self.broken and epoch == 2:
-            raise InterruptedError
-        return self.later if epoch else self.first
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_run_that_goes_on_knows_what_was_taught_before(samples, tmp_path, caplog, monkeypatch, dtype):
-    monkeypatch.setattr(resuming, "EVERY_SECONDS", 0.0)
-    epochs = Early(tmp_path, samples)
-
-    def run(end=None):
-        model = tiny.stirred()
-        loop.train_only(model, assemble.GROUNDING)
-        with job.run(job.Job("tiny", "key")):
-            history = fit(model, epochs, batch_size=2, dtype=dtype, mask_loss=WEIGHTS)
-            if end is not None:
-                raise end
-        return history
-
-    with pytest.raises(InterruptedError):
-        run()
-    assert [place.name for place in tmp_path.glob("runs/tiny-key/checkpoints/1/*")] == ["step-00000001"]
-    epochs.broken = False
-    with pytest.raises(OSError, match="full"):
-        run(OSError("the disk is full"))
-    assert (tmp_path / "runs/tiny-key/checkpoints/1/step-00000003").exists()
-    assert ["loss_pixel" in entry for entry in run()] == [True, False, False], "from its last step"
-    assert not [record for record in caplog.records if record.name == "train"]
